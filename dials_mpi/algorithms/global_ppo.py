@@ -1,0 +1,52 @@
+"""The GS baseline: independent PPO on the global simulator (paper, section 5.1).
+
+Rank 0 acts for all agents in copies of the GS, with separate weights and separate memories; the owners of the agents
+update their policies on their rows of every rollout. So the update is parallel, the simulation is not: this is what
+DIALS is compared with.
+"""
+
+from dials_mpi.algorithms.session import Session
+from dials_mpi.learning.ppo import PPO
+from dials_mpi.learning.rollout import Actor, Rollout
+from dials_mpi.learning.statistics import Means
+from dials_mpi.streams import stream, streams
+
+
+def train(session: Session) -> None:
+    """Runs the baseline on this rank, in step with all others."""
+    c, domain, clock = session.configuration, session.domain, session.clock
+    learner = PPO(session.policy, c.ppo, domain.horizon) if session.agents else None
+
+    def rollout(n_agents: int) -> Rollout:
+        return Rollout.empty(n_agents, c.ppo, domain.observation_size, c.policy.recurrent_size)
+
+    mine = rollout(len(session.agents))
+    joint = actor = None
+    if session.joint_policy:
+        joint = rollout(domain.n_agents)
+        simulator = domain.global_simulator(c.ppo.copies)
+        actor = Actor(session.joint_policy, simulator, c.ppo.copies, domain.horizon, clock)
+
+    session.evaluate_references()
+    session.gather_policies()
+    session.evaluate(0)
+    for segment in session.segments():
+        if actor:
+            with clock("simulate"):
+                simulator.seed(streams(c.seed, "train/simulator", range(c.ppo.copies), segment.index))
+                actor.start(streams(c.seed, "train/actions", range(domain.n_agents), segment.index))
+        permutations = stream(c.seed, "train/minibatches", round_=segment.index)
+        means = Means()
+        for done, update in enumerate(segment.updates):
+            first_step = done * c.ppo.rollout_length % domain.horizon
+            if actor:
+                actor.collect(joint, c.ppo.sequence_length)
+            joint_arrays = joint.arrays() if joint else {}
+            for name, rows in mine.arrays().items():
+                session.exchange.scatter_rows(joint_arrays.get(name), rows)
+            if learner:
+                with clock("ppo_update"):
+                    means.add(learner.update(mine, first_step, session.annealed(update), permutations))
+            session.gather_policies()
+            session.tick(update + 1)
+        session.end_segment(segment, means.result() if learner else None)

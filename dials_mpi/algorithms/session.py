@@ -1,0 +1,224 @@
+"""What every algorithm works with on one rank: who am I, what travels how, and how a run is measured."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from dials_mpi.algorithms.evaluation import evaluate_controller, evaluate_policy
+from dials_mpi.config import Configuration
+from dials_mpi.learning.policy import Policy
+from dials_mpi.learning.ppo import STATISTICS
+from dials_mpi.parallel.exchange import Exchange
+from dials_mpi.parallel.layout import Layout
+from dials_mpi.runs.clock import Clock, summarise
+from dials_mpi.runs.directory import RunDirectory
+from dials_mpi.runs.metrics import Metrics
+from dials_mpi.runs.policies import save_policies
+from dials_mpi.runs.progress import Progress
+from dials_mpi.simulators.interface import Domain
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of training between two points at which rank 0 needs the policies. It starts with new episodes."""
+
+    index: int
+    updates: range
+    """Numbers of its PPO updates, counted from the start of the run."""
+    round: int | None
+    """Number of the AIP training that precedes it (Algorithm 1, lines 3-6); None if there is none."""
+    evaluates: bool
+    """Whether the policies are evaluated at its end."""
+
+
+def plan(configuration: Configuration) -> list[Segment]:
+    """All segments of a run. Intervals are rounded up to whole rollouts; every rank comes to the same plan."""
+
+    def updates(steps: int) -> int:
+        return -(-steps // configuration.rollout_steps)
+
+    total = updates(configuration.steps)
+    evaluations = updates(configuration.evaluation.interval)
+    retraining = updates(configuration.predictor.interval)
+    starts = sorted({*range(0, total, evaluations), *range(0, total, retraining)})
+    return [
+        Segment(
+            index=index,
+            updates=range(start, end),
+            round=start // retraining if start % retraining == 0 else None,
+            evaluates=end % evaluations == 0 or end == total,
+        )
+        for index, (start, end) in enumerate(zip(starts, [*starts[1:], total], strict=True))
+    ]
+
+
+class Record:
+    """What rank 0 alone keeps: the run's files and the progress shown."""
+
+    def __init__(self, directory: RunDirectory, configuration: Configuration):
+        self.directory = directory
+        self.metrics = Metrics(directory.path)
+        self.progress = Progress(configuration.steps, configuration.agents)
+        self.reference: float | None = None
+        """Mean return of the best hand-coded controller."""
+
+
+class Session:
+    """One rank's view of a run.
+
+    Args:
+        comm: all ranks of the run; rank 0 coordinates.
+        configuration, domain, layout: the same on every rank.
+        clock: books this rank's time.
+        record: on rank 0, None elsewhere.
+        influence_folder: where owners write their agents' datasets.
+    """
+
+    def __init__(
+        self,
+        comm,
+        configuration: Configuration,
+        domain: Domain,
+        layout: Layout,
+        clock: Clock,
+        record: Record | None,
+        influence_folder,
+    ):
+        self.configuration = configuration
+        self.domain = domain
+        self.clock = clock
+        self.record = record
+        self.influence_folder = influence_folder
+        self.exchange = Exchange(comm, layout, clock)
+        self.agents = layout.agents(comm.rank)
+        """Ids of the agents that this rank owns."""
+        self.policy = self._policy_of(self.agents)
+        """Policies of this rank's agents."""
+        self.joint_policy = self._policy_of(range(layout.n_agents)) if record else None
+        """Policies of all agents as of the last `gather_policies`; on rank 0 only."""
+
+    def segments(self) -> Iterator[Segment]:
+        """The main loop of every algorithm."""
+        yield from plan(self.configuration)
+
+    def steps_after(self, updates: int) -> int:
+        """Training steps per agent after that many updates."""
+        return updates * self.configuration.rollout_steps
+
+    def annealed(self, update: int) -> float:
+        """Share of the annealing that is done when an update begins, 0 … 1."""
+        c = self.configuration
+        return min(1.0, self.steps_after(update) / (c.ppo.anneal_steps or c.steps))
+
+    def gather_policies(self) -> None:
+        """Owners → rank 0: `joint_policy` becomes the policies as they are now."""
+        into = self.joint_policy.parameters.numpy() if self.joint_policy else None
+        self.exchange.gather_rows(self.policy.parameters.numpy(), into)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray | None:
+        """Small per-agent figures [A, …] → [N, …] on rank 0, None elsewhere."""
+        into = np.empty((self.domain.n_agents, *rows.shape[1:]), rows.dtype) if self.record else None
+        self.exchange.gather_rows(rows, into)
+        return into
+
+    def evaluate_references(self) -> None:
+        """Hand-coded controllers on the GS, once, before training."""
+        episodes = self.configuration.evaluation.handcoded_episodes
+        if not self.record or not episodes:
+            return
+        for controller in self.domain.controllers:
+            with self.clock("evaluate"):
+                result = evaluate_controller(self.domain, controller, episodes, self.configuration.seed)
+            self._write(0, "reference", controller=controller, **result.as_record())
+            self.record.progress.say(f"hand-coded reference, {controller}: return {result}")
+            self.record.reference = max(self.record.reference or -np.inf, result.mean_return)
+
+    def evaluate(self, updates: int) -> None:
+        """`joint_policy` on the GS, on rank 0; the owners go on meanwhile."""
+        if not self.record:
+            return
+        c = self.configuration
+        with self.clock("evaluate"):
+            result = evaluate_policy(
+                self.domain, self.joint_policy, c.evaluation.episodes, c.seed, self.steps_after(updates)
+            )
+        extra = {}
+        if self.record.reference is not None:
+            extra["share_above_reference"] = float((result.per_agent > self.record.reference).mean())
+        step = self.steps_after(updates)
+        self._write(step, "evaluate", **result.as_record(), **extra)
+        with self.clock("write"):
+            save_policies(self.record.directory.path / "policies.npz", self.joint_policy.network, step)
+        self.record.progress.reached(step, f"return {result}")
+
+    def end_segment(self, segment: Segment, statistics: dict[str, Tensor] | None) -> None:
+        """Owners hand in policies and learning statistics; rank 0 logs, evaluates if it is time.
+
+        Args:
+            statistics: [A] means over the segment of this rank's learner; None on a rank without agents.
+        """
+        self.gather_policies()
+        rows = np.zeros((len(self.agents), len(STATISTICS)), np.float32)
+        for column, name in enumerate(STATISTICS if statistics else ()):
+            rows[:, column] = statistics[name]
+        rows = self.gather(rows)
+        if self.record:
+            columns = dict(zip(STATISTICS, rows.T, strict=True))
+            self._write(
+                self.steps_after(segment.updates.stop),
+                "learn",
+                **{name: column.mean() for name, column in columns.items()},
+                per_agent={name: _plain_list(column) for name, column in columns.items()},
+            )
+        if segment.evaluates:
+            self.evaluate(segment.updates.stop)
+
+    def log_predictors(self, round_: int, updates: int, cross_entropies: np.ndarray) -> None:
+        """Writes what AIP training came to; `cross_entropies` [A, 2] float32, held out, before and after."""
+        gathered = self.gather(cross_entropies)
+        if self.record:
+            before, after = gathered.T
+            step = self.steps_after(updates)
+            self._write(
+                step,
+                "aip",
+                round=round_,
+                cross_entropy_before=before.mean(),
+                cross_entropy_after=after.mean(),
+                per_agent={"cross_entropy_before": _plain_list(before), "cross_entropy_after": _plain_list(after)},
+            )
+            self.record.progress.say(
+                f"AIP training {round_} at step {step:,}: held-out cross-entropy "
+                f"{before.mean():.3f} → {after.mean():.3f} nats"
+            )
+
+    def tick(self, updates: int) -> None:
+        """Shows progress inside a segment, where rank 0 sees it."""
+        if self.record:
+            self.record.progress.reached(self.steps_after(updates))
+
+    def close(self, cores: int) -> dict | None:
+        """Collects every rank's clock; returns the closing summary on rank 0."""
+        reports = self.exchange.gather_report(self.clock.report())
+        if reports is None:
+            return None
+        updates = plan(self.configuration)[-1].updates.stop
+        summary = summarise(reports, self.steps_after(updates) * self.domain.n_agents, cores)
+        self.record.metrics.close()
+        self.record.progress.close()
+        self.record.directory.finish(summary)
+        return summary
+
+    def _policy_of(self, agents) -> Policy:
+        c, domain = self.configuration, self.domain
+        return Policy(agents, domain.observation_size, domain.n_actions, c.policy, c.seed)
+
+    def _write(self, step: int, phase: str, **values) -> None:
+        with self.clock("write"):
+            self.record.metrics.write(step, phase, self.clock.elapsed, **values)
+
+
+def _plain_list(column: np.ndarray) -> list[float]:
+    return [round(float(value), 6) for value in column]

@@ -1,0 +1,89 @@
+"""Arguments, and what people read of them. Imports neither torch nor MPI, so that `--help` is quick on a login node."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from dials_mpi import __version__
+from dials_mpi.config import MODES, load_yaml, parse_override
+from dials_mpi.parallel.launcher import launched_rank
+from dials_mpi.simulators.registry import BUILT_IN
+
+EXIT_USAGE = 2
+
+_DESCRIPTION = """\
+Train many agents of a networked system in parallel with distributed influence-augmented local simulators (DIALS).
+
+Rank 0 runs the global simulator; every other rank owns agents and trains them on their own local simulators, fed by
+influence predictors that are retrained every predictor.interval steps (Algorithm 1 of Suau et al., 2022)."""
+
+_EPILOG = """\
+examples:
+  python -m dials_mpi --env warehouse                           4 agents in one process
+  mpirun -n 5 python -m dials_mpi --env warehouse               4 agents, each on a rank of its own
+  mpirun -n 3 python -m dials_mpi --env warehouse --agents 25   25 agents on 2 ranks, beside the coordinator
+  python -m dials_mpi --env warehouse --set ppo.learning_rate=1e-3 --set evaluation.episodes=100
+  python -m dials_mpi --env my_package.my_module:MyDomain --agents 9
+
+A run writes runs/NAME/: config.yaml (every setting), run.json, metrics.jsonl, timing.jsonl, policies.npz and
+influence/agent_*.h5. Exit codes: 0 done, 1 failed, 2 bad input."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """One line, from one of the ranks."""
+        if launched_rank() == 0:
+            print(f"dials_mpi: {message} (see python -m dials_mpi --help)", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = _Parser(
+        prog="python -m dials_mpi",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("--env", help=f"domain: {', '.join(BUILT_IN)}, or your own as package.module:ClassName")
+    p.add_argument(
+        "--mode",
+        choices=MODES,
+        help="dials: local simulators with trained influence predictors (default); untrained-dials: with untrained "
+        "ones; gs: the global simulator, the baseline",
+    )
+    p.add_argument("--agents", type=int, metavar="N", help="number of agents (default: ranks - 1; 4 in one process)")
+    p.add_argument("--steps", type=int, metavar="N", help="training steps per agent (default: 1,000,000)")
+    p.add_argument("--seed", type=int, metavar="N", help="one seed for everything (default: 0)")
+    p.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the domain's own configuration")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="one setting, as section.key=value; can be repeated, comes last",
+    )
+    p.add_argument("--name", metavar="NAME", help="name of the run directory (default: from domain, agents, mode, …)")
+    p.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run directories go (default: runs)"
+    )
+    p.add_argument(
+        "--dry-run", action="store_true", help="print configuration, layout, memory and time estimate; train nothing"
+    )
+    p.add_argument("--version", action="version", version=f"dials_mpi {__version__}")
+    return p
+
+
+def layers(arguments: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+    """The configuration layers that the command line asks for, with where each comes from."""
+    result = []
+    if arguments.config:
+        result.append((str(arguments.config), load_yaml(arguments.config)))
+    for key in ("env", "mode", "agents", "steps", "seed"):
+        value = getattr(arguments, key)
+        if value is not None:
+            result.append((f"--{key}", {key: value}))
+    result += [(f"--set {text}", parse_override(text)) for text in arguments.overrides]
+    return result

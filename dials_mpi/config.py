@@ -1,0 +1,233 @@
+"""The configuration: this tree is the schema, `configs/*.yaml` are the values.
+
+Layers, later ones win: the defaults here, the domain's own file (`configs/<env>.yaml`), `--config FILE`, the command
+line. `resolve` merges and checks them; what comes out is complete and goes to `config.yaml` in the run directory.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from dials_mpi.errors import UserError
+from dials_mpi.simulators import registry
+from dials_mpi.simulators.interface import DomainSettings
+
+MODES = ("dials", "untrained-dials", "gs")
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class NetworkSettings(Settings):
+    recurrent_size: int = Field(0, ge=0, le=4096, description="width of the GRU; 0: feed-forward, no memory")
+    hidden_sizes: tuple[int, ...] = Field((128, 128), description="widths of the hidden layers behind the GRU or input")
+    activation: Literal["tanh", "relu"] = Field("tanh", description="after each hidden layer")
+
+    @model_validator(mode="after")
+    def _positive_widths(self):
+        if any(width < 1 for width in self.hidden_sizes):
+            raise ValueError(f"hidden_sizes {list(self.hidden_sizes)} must be positive")
+        return self
+
+
+class DatasetSettings(Settings):
+    steps: int = Field(10_000, ge=1, description="joint steps on the GS per retraining, rounded up to whole episodes")
+    copies: int = Field(50, ge=1, description="copies of the GS that collect them side by side")
+    test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the episodes held out for the test loss")
+    keep_rounds: int = Field(0, ge=0, description="newest rounds kept in the HDF5 files; 0: all")
+
+
+class PredictorSettings(NetworkSettings):
+    interval: int = Field(1_000_000, ge=1, description="F: steps per agent between two trainings of the AIPs")
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    epochs: int = Field(100, ge=1, description="at most; see patience")
+    minibatch_size: int = Field(1_600, ge=1, description="samples per gradient step (whole episodes for a GRU)")
+    patience: int = Field(5, ge=1, description="epochs without a better test loss before an agent's training stops")
+
+
+class PPOSettings(Settings):
+    copies: int = Field(8, ge=1, le=100_000, description="copies of the simulator per agent")
+    rollout_length: int = Field(100, ge=1, description="steps per copy between two updates")
+    sequence_length: int = Field(100, ge=1, description="steps of backpropagation through time; 1 without memory")
+    minibatch_size: int = Field(800, ge=1, description="samples per agent and gradient step")
+    epochs: int = Field(4, ge=1, description="passes over a rollout")
+    learning_rate: float = Field(2e-3, gt=0, le=1)
+    discount: float = Field(0.99, ge=0, le=1, description="γ")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ")
+    clip: float = Field(0.2, gt=0, lt=1, description="ε: how far the probability ratio counts")
+    clip_values: bool = Field(False, description="clip the value's change, too")
+    value_coefficient: float = Field(0.5, ge=0)
+    entropy_coefficient: float = Field(0.01, ge=0)
+    max_gradient_norm: float | None = Field(0.5, gt=0, description="per agent; null: no limit")
+    reward_scale: float = Field(1.0, gt=0, description="factor on rewards in learning; returns are reported unscaled")
+    anneal: bool = Field(True, description="learning rate falls linearly to 0")
+    anneal_clip: bool = Field(False, description="clip falls linearly to 0, too")
+    anneal_steps: int | None = Field(None, ge=1, description="steps per agent until 0; null: the run's steps")
+
+    @model_validator(mode="after")
+    def _whole_sequences(self):
+        if self.rollout_length % self.sequence_length:
+            raise ValueError(f"sequence_length {self.sequence_length} must divide rollout_length {self.rollout_length}")
+        if self.minibatch_size % self.sequence_length:
+            raise ValueError(
+                f"minibatch_size {self.minibatch_size} must be a multiple of sequence_length {self.sequence_length}"
+            )
+        return self
+
+
+class EvaluationSettings(Settings):
+    interval: int = Field(50_000, ge=1, description="steps per agent between two evaluations on the GS")
+    episodes: int = Field(40, ge=2, description="episodes per evaluation, side by side")
+    handcoded_episodes: int = Field(
+        100, ge=0, description="episodes of each hand-coded controller at the start; 0: none"
+    )
+
+
+class Configuration(Settings):
+    env: str = Field(description="warehouse, or your own domain as package.module:ClassName")
+    agents: int = Field(ge=1, description="N; default: ranks - 1, or 4 in a single process")
+    mode: Literal["dials", "untrained-dials", "gs"] = Field("dials", description="where agents learn")
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+    steps: int = Field(1_000_000, ge=1, description="training steps per agent")
+    domain: SerializeAsAny[DomainSettings] = DomainSettings()
+    dataset: DatasetSettings = DatasetSettings()
+    predictor: PredictorSettings = PredictorSettings()
+    policy: NetworkSettings = NetworkSettings()
+    ppo: PPOSettings = PPOSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def rollout_steps(self) -> int:
+        """Steps per agent in one rollout, T · B."""
+        return self.ppo.rollout_length * self.ppo.copies
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def resolve(layers: list[tuple[str, dict[str, Any]]], default_agents: int) -> Configuration:
+    """Merges layers of nested mappings into a checked configuration.
+
+    Args:
+        layers: (where the values come from, values), later ones win. The domain's own file is put beneath them.
+        default_agents: N if no layer says.
+
+    Raises:
+        UserError: unknown keys, wrong types, values out of range: each named with its place, in one line.
+    """
+    env = next((values["env"] for _, values in reversed(layers) if values.get("env") is not None), None)
+    if env is None:
+        raise UserError(f"env: no domain given; try --env {' or --env '.join(registry.BUILT_IN)}")
+    if not isinstance(env, str):
+        raise UserError(f"env: {env!r} is no name; try --env {' or --env '.join(registry.BUILT_IN)}")
+    domain_settings = registry.domain_class(env).Settings
+    file = registry.configuration_file(env)
+    layers = [(str(file), load_yaml(file)), *layers] if file else layers
+    merged: dict[str, Any] = {"agents": default_agents}
+    origins: dict[tuple[str, ...], str] = {}
+    for origin, values in layers:
+        _merge(merged, values, origin, origins, ())
+    schema = _schema(domain_settings)
+    try:
+        return schema.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_explain(error, schema, origins)) from None
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file; `UserError` if it cannot be read, is no YAML or no mapping."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: no valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a configuration is a mapping of keys to values, not {type(values).__name__}")
+    return values
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`ppo.learning_rate=1e-3` → {"ppo": {"learning_rate": 0.001}}; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {text}: write it as key=value, for example --set ppo.learning_rate=1e-3")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: {value!r} is no valid YAML value") from error
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return parsed
+
+
+def _schema(domain_settings: type[DomainSettings]) -> type[Configuration]:
+    """`Configuration` with the domain's own settings in its `domain:` section."""
+    namespace = {
+        "__annotations__": {"domain": SerializeAsAny[domain_settings]},
+        "domain": Field(default_factory=domain_settings),
+        "__module__": __name__,
+    }
+    return type("Configuration", (Configuration,), namespace)
+
+
+def _merge(base: dict, values: dict, origin: str, origins: dict, path: tuple[str, ...]) -> None:
+    for key, value in values.items():
+        here = (*path, str(key))
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value, origin, origins, here)
+        else:
+            base[key] = {} if isinstance(value, dict) else value
+            origins[here] = origin
+            if isinstance(value, dict):
+                _merge(base[key], value, origin, origins, here)
+
+
+def _explain(error: ValidationError, schema: type[BaseModel], origins: dict[tuple[str, ...], str]) -> str:
+    """The first problem in one line: key, what is wrong with which value, where it stands, and the remedy."""
+    first = error.errors()[0]
+    path = tuple(str(part) for part in first["loc"])
+    origin = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), None)
+    origin = origin or next((where for key, where in origins.items() if key[: len(path)] == path), "the defaults")
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(schema, path[:-1])
+        close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        elsewhere = [k for k in _all_keys(schema) if k.rpartition(".")[2] == path[-1]]
+        remedy = f"did you mean {'.'.join((*path[:-1], close[0]))}?" if close else ""
+        remedy = remedy or (f"did you mean {elsewhere[0]}?" if elsewhere else f"known here: {', '.join(sorted(known))}")
+        return f"{key}: unknown key ({origin}); {remedy}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] == "value_error" else f"{first['input']!r}: "
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{key}: {value}{message} ({origin}){more}"
+
+
+def _known_keys(schema: type[BaseModel], path: tuple[str, ...]) -> list[str]:
+    for part in path:
+        schema = _section(schema, part)
+        if schema is None:
+            return []
+    return list(schema.model_fields)
+
+
+def _section(schema: type[BaseModel], key: str) -> type[BaseModel] | None:
+    field = schema.model_fields.get(key)
+    annotation = getattr(field, "annotation", None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _all_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name in schema.model_fields:
+        section = _section(schema, name)
+        keys += _all_keys(section, f"{prefix}{name}.") if section else [prefix + name]
+    return keys

@@ -1,0 +1,1 @@
+"""Î: approximate influence predictors, their datasets, and the simulators they augment."""

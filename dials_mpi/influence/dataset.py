@@ -1,0 +1,86 @@
+"""Influence datasets D_i: in memory for a block of agents, and one HDF5 file per agent on disk.
+
+Needs numpy and h5py alone, so it serves on machines without torch and MPI.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from dials_mpi.runs.files import replace_durably
+from dials_mpi.simulators.interface import Influence
+
+SCHEMA_VERSION = 1
+
+_AXES = {"history": "step, local state bit", "influence_sources": "step, influence source", "actions": "step"}
+
+
+@dataclass
+class InfluenceDataset:
+    """Samples (l_t, u_t) of A agents: E episodes of T steps each.
+
+    Row t of an episode holds x_t, a_t and the u_t that took x_t to x_{t+1}; the history l_t is rows up to t, without
+    a_t.
+    """
+
+    history: np.ndarray
+    """[A, E, T, D] uint8, local states."""
+    influence_sources: np.ndarray
+    """[A, E, T, U] uint8, classes."""
+    actions: np.ndarray
+    """[A, E, T] uint8."""
+
+    @classmethod
+    def empty(cls, n_agents: int, episodes: int, horizon: int, influence: Influence) -> "InfluenceDataset":
+        """Arrays to be filled in."""
+        shape = (n_agents, episodes, horizon)
+        return cls(
+            history=np.empty((*shape, influence.local_state_size), np.uint8),
+            influence_sources=np.empty((*shape, influence.sources), np.uint8),
+            actions=np.empty(shape, np.uint8),
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def write_round(path: Path, dataset: InfluenceDataset, row: int, round_: int, attributes: dict, keep: int = 0) -> None:
+    """Adds one round of one agent to its file, which is whole before and after whatever happens meanwhile.
+
+    The kept rounds are copied to a temporary file, the new one is added, the file is synced and renamed over the old.
+
+    Args:
+        path: the agent's file; created if it does not exist.
+        dataset: of a block of agents.
+        row: the agent's place in the block.
+        round_: number of the round, from 0.
+        attributes: what the group says of itself beside the schema: step, seed, cross-entropies and so on.
+        keep: newest rounds to keep, this one included; 0: all.
+    """
+    name = f"round_{round_:04d}"
+    temporary = path.with_suffix(".h5.tmp")
+    with h5py.File(temporary, "w") as file:
+        if path.exists():
+            with h5py.File(path, "r") as old:
+                kept = sorted(group for group in old if group != name)
+                for group in kept[-(keep - 1) :] if keep > 1 else kept if keep == 0 else []:
+                    old.copy(group, file)
+        file.attrs.update(
+            {key: attributes[key] for key in ("domain", "agent", "n_agents", "seed")},
+            schema="dials_mpi influence dataset",
+            schema_version=SCHEMA_VERSION,
+        )
+        group = file.create_group(name)
+        group.attrs.update(attributes, schema_version=SCHEMA_VERSION, round=round_)
+        _, episodes, horizon, _ = dataset.history.shape
+        for field, axes in _AXES.items():
+            rows = getattr(dataset, field)[row]
+            rows = rows.reshape(episodes * horizon, *rows.shape[2:])
+            stored = group.create_dataset(field, data=rows, compression="gzip", compression_opts=1, shuffle=True)
+            stored.attrs["axes"] = axes
+        starts = group.create_dataset("episode_starts", data=np.arange(episodes, dtype=np.int64) * horizon)
+        starts.attrs["axes"] = "episode"
+    replace_durably(temporary, path)

@@ -1,0 +1,144 @@
+"""The approximate influence predictors (AIPs) Î_θi(u_i | l_i) of a block of agents, and their training."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dials_mpi.config import PredictorSettings
+from dials_mpi.influence.dataset import InfluenceDataset
+from dials_mpi.learning.networks import StackedNetwork
+from dials_mpi.learning.optimiser import Adam
+from dials_mpi.simulators.interface import Influence
+from dials_mpi.simulators.noise import NoiseBuffer, gumbel, uniform
+from dials_mpi.streams import torch_seed
+
+_EVALUATION_SAMPLES = 1 << 17
+
+
+class InfluencePredictor:
+    """AIPs of A agents: U influence sources, each a categorical over C classes, or a Bernoulli if C = 2.
+
+    A recurrent predictor sees the history l_t through its memory; a feed-forward one sees the local state x_t alone.
+
+    Args:
+        agents: agent ids, whose streams initialise the parameters.
+        influence: sizes, from the domain.
+        settings: the `predictor:` section of the configuration.
+        seed: the run's seed.
+    """
+
+    def __init__(self, agents: Sequence[int], influence: Influence, settings: PredictorSettings, seed: int):
+        self._sources, self._classes, local_state_size = influence
+        self.settings = settings
+        self.bernoulli = self._classes == 2
+        self.network = StackedNetwork(
+            local_state_size,
+            settings.recurrent_size,
+            settings.hidden_sizes,
+            self._sources * (1 if self.bernoulli else self._classes),
+            settings.activation,
+            [torch_seed(seed, "predictor/initialise", agent) for agent in agents],
+            # Nearly zero logits: an untrained predictor knows nothing and says so, cross-entropy ln C.
+            head_gains=[(self._sources * (1 if self.bernoulli else self._classes), 0.01)],
+        )
+
+    def initial_state(self, copies: int) -> Tensor | None:
+        """The memory at the start of an episode."""
+        return self.network.initial_state(copies)
+
+    def noise(self, generators: Sequence[np.random.Generator], copies: int) -> NoiseBuffer:
+        """The noise that `sample` takes, one stream per agent."""
+        if self.bernoulli:
+            return NoiseBuffer(generators, (copies, self._sources), uniform)
+        return NoiseBuffer(generators, (copies, self._sources, self._classes), gumbel)
+
+    def sample(
+        self, local_states: Tensor, state: Tensor | None, noise: NoiseBuffer
+    ) -> tuple[np.ndarray, Tensor | None]:
+        """û ~ Î_θ(· | l): local states [A, B, D] float32 and memory → sources [A, B, U] uint8 and next memory."""
+        logits, state = self.network.step(local_states, state)
+        draws = torch.from_numpy(noise.next())
+        if self.bernoulli:
+            sources = draws < torch.sigmoid(logits)
+        else:
+            sources = (logits.view(draws.shape) + draws).argmax(dim=-1)
+        return sources.to(torch.uint8).numpy(), state
+
+    def cross_entropy(self, local_states: Tensor, sources: Tensor) -> Tensor:
+        """[A] mean cross-entropy per source and step, in nats (paper, section 3.2), with gradients.
+
+        Args:
+            local_states: [A, L, S, D] uint8, whole episodes for a recurrent predictor.
+            sources: [A, L, S, U] uint8.
+        """
+        logits = self.network.unroll(local_states.float(), self.initial_state(local_states.shape[2]))
+        if self.bernoulli:
+            losses = functional.binary_cross_entropy_with_logits(logits, sources.float(), reduction="none")
+        else:
+            # The class axis goes last: [A, L, S, U, C].
+            log_probabilities = torch.log_softmax(logits.unflatten(-1, (self._sources, self._classes)), dim=-1)
+            losses = -log_probabilities.gather(-1, sources.long().unsqueeze(-1)).squeeze(-1)
+        return losses.mean(dim=(1, 2, 3))
+
+
+def train(
+    predictor: InfluencePredictor, dataset: InfluenceDataset, test_fraction: float, permutations: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Trains the AIPs of a block on their datasets by cross-entropy (Algorithm 1, line 5).
+
+    The last episodes are held out. Each agent keeps the parameters of the epoch with its best held-out loss, the ones
+    it came with included, and stops after `patience` epochs without a better one. The optimiser starts afresh: old
+    moments belong to a dataset of older policies.
+
+    Args:
+        permutations: the stream that shuffles minibatches, shared by all agents so that a block of one and a block of
+            many see the same order.
+
+    Returns:
+        Held-out cross-entropy before and after, [A] float32 each, in nats per source and step.
+    """
+    settings, network = predictor.settings, predictor.network
+    local_states, sources = map(torch.from_numpy, (dataset.history, dataset.influence_sources))
+    episodes, horizon = local_states.shape[1:3]
+    held_out = max(1, round(episodes * test_fraction)) if episodes > 1 else 0
+    split = episodes - held_out
+
+    def sequences(x: Tensor) -> Tensor:
+        """[A, E, T, …] → [A, L, S, …]: whole episodes for a memory, single steps without one."""
+        return x.transpose(1, 2) if network.recurrent_size else x.flatten(1, 2).unsqueeze(1)
+
+    training = [sequences(x[:, :split]) for x in (local_states, sources)]
+    test = [sequences(x[:, split:] if held_out else x) for x in (local_states, sources)]
+    length, n_sequences = training[0].shape[1:3]
+    per_minibatch = max(1, settings.minibatch_size // length)
+
+    def test_loss() -> Tensor:
+        chunk = max(1, _EVALUATION_SAMPLES // (length * network.n_agents))
+        total = 0.0
+        with torch.no_grad():
+            for part in torch.arange(test[0].shape[2]).split(chunk):
+                total = total + predictor.cross_entropy(test[0][:, :, part], test[1][:, :, part]) * len(part)
+        return total / test[0].shape[2]
+
+    optimiser = Adam(network)
+    before = test_loss()
+    best, best_parameters = before.clone(), network.parameters.clone()
+    waited = torch.zeros(network.n_agents, dtype=torch.long)
+    for _ in range(settings.epochs):
+        for batch in torch.from_numpy(permutations.permutation(n_sequences)).split(per_minibatch):
+            network.backward(predictor.cross_entropy(training[0][:, :, batch], training[1][:, :, batch]).sum())
+            optimiser.step(settings.learning_rate)
+        loss = test_loss()
+        # An agent that has stopped keeps its best, even while others of its block go on: the result of an agent does
+        # not depend on who shares the block.
+        better = (loss < best) & (waited < settings.patience)
+        best = torch.where(better, loss, best)
+        best_parameters[better] = network.parameters[better]
+        waited = torch.where(better, 0, waited + 1)
+        if bool((waited >= settings.patience).all()):
+            break
+    network.parameters.copy_(best_parameters)
+    return before.numpy(), best.numpy()

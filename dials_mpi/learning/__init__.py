@@ -1,0 +1,1 @@
+"""π: agent-stacked networks, rollouts and PPO."""

@@ -1,0 +1,53 @@
+"""Actor and critic of A agents: one stacked network with two outputs."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dials_mpi.config import NetworkSettings
+from dials_mpi.learning.networks import StackedNetwork
+from dials_mpi.streams import torch_seed
+
+
+class Policy:
+    """π_i(a | h) and V_i(h) of the agents `agents`; memories are the state of the recurrent layer.
+
+    Args:
+        agents: agent ids, whose streams initialise the parameters.
+        observation_size, n_actions: O and the number of actions of the domain.
+        settings: sizes and activation.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self, agents: Sequence[int], observation_size: int, n_actions: int, settings: NetworkSettings, seed: int
+    ):
+        self.n_actions = n_actions
+        # A small gain makes the first policies nearly uniform; the critic's head keeps the usual one.
+        self.network = StackedNetwork(
+            observation_size,
+            settings.recurrent_size,
+            settings.hidden_sizes,
+            n_actions + 1,
+            settings.activation,
+            [torch_seed(seed, "policy/initialise", agent) for agent in agents],
+            head_gains=[(n_actions, 0.01), (1, 1.0)],
+        )
+
+    @property
+    def parameters(self) -> Tensor:
+        """[A, P] float32, one row per agent."""
+        return self.network.parameters
+
+    def initial_state(self, copies: int) -> Tensor | None:
+        return self.network.initial_state(copies)
+
+    def step(self, observations: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits [A, B, actions], values [A, B] and next memory, without gradients; observations [A, B, O] float32."""
+        outputs, state = self.network.step(observations, state)
+        return outputs[..., :-1], outputs[..., -1], state
+
+    def unroll(self, observations: Tensor, state: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits [A, L, S, actions] and values [A, L, S], with gradients; see `StackedNetwork.unroll`."""
+        outputs = self.network.unroll(observations, state, keep)
+        return outputs[..., :-1], outputs[..., -1]

@@ -1,0 +1,161 @@
+"""Proximal policy optimisation (Schulman et al., 2017) of A independent learners in one batched update."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dials_mpi.config import PPOSettings
+from dials_mpi.learning.optimiser import Adam
+from dials_mpi.learning.policy import Policy
+from dials_mpi.learning.rollout import Rollout, log_probability
+
+STATISTICS = (
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "approx_kl",
+    "clip_fraction",
+    "gradient_norm",
+    "explained_variance",
+    "training_return",
+)
+
+
+class PPO:
+    """The learner of a block of agents.
+
+    Args:
+        policy: updated in place.
+        settings: the `ppo:` section of the configuration.
+        horizon: steps per episode.
+    """
+
+    def __init__(self, policy: Policy, settings: PPOSettings, horizon: int):
+        self.policy = policy
+        self.optimiser = Adam(policy.network)
+        self._settings = settings
+        self._horizon = horizon
+
+    def update(
+        self, rollout: Rollout, first_step: int, progress: float, permutations: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """One PPO update on one rollout.
+
+        Args:
+            rollout: [A, T, B, …] of the policies as they are.
+            first_step: steps that the episode had run when the rollout began.
+            progress: share of the annealing that is done, 0 … 1.
+            permutations: the stream that shuffles sequences into minibatches, shared by all agents.
+
+        Returns:
+            `STATISTICS` by name, each [A] float32: losses, entropy, approximate KL divergence, clip fraction and
+            gradient norm averaged over the last epoch's minibatches; explained variance of the values that acted;
+            mean undiscounted return per `horizon` steps in the simulator that was learned from.
+        """
+        s = self._settings
+        remaining = 1.0 - progress if s.anneal else 1.0
+        learning_rate, clip = s.learning_rate * remaining, s.clip * (remaining if s.anneal_clip else 1.0)
+
+        length = rollout.rewards.shape[1]
+        starts = episode_starts(first_step, length, self._horizon)
+        advantages = generalised_advantages(
+            rollout.rewards * s.reward_scale, rollout.values, rollout.next_values, starts, s.discount, s.gae_lambda
+        )
+        returns = advantages + rollout.values
+
+        # Sequences of L steps side by side: [A, L, S, …] with S = T / L · B, the same order for all agents.
+        def sequences(x: Tensor) -> Tensor:
+            a, _, b = x.shape[:3]
+            chunks = x.reshape(a, length // s.sequence_length, s.sequence_length, b, *x.shape[3:])
+            return chunks.transpose(1, 2).flatten(2, 3)
+
+        observations, actions, old_log_probabilities, old_values, advantages_, returns_ = map(
+            sequences,
+            (rollout.observations, rollout.actions, rollout.log_probabilities, rollout.values, advantages, returns),
+        )
+        states = rollout.states.flatten(1, 2)
+        keep = sequences(1.0 - starts.float()[None, :, None].expand(1, -1, rollout.rewards.shape[2]))[0]
+
+        n_sequences = observations.shape[2]
+        per_minibatch = min(n_sequences, s.minibatch_size // s.sequence_length)
+        sums: dict[str, Tensor] = {}
+        for epoch in range(s.epochs):
+            order = torch.from_numpy(permutations.permutation(n_sequences))
+            minibatches = order.split(per_minibatch) if per_minibatch < n_sequences else (slice(None),)
+            for batch in minibatches:
+                logits, values = self.policy.unroll(
+                    observations[:, :, batch],
+                    states[:, batch] if states.shape[-1] else None,
+                    None if keep[:, batch].all() else keep[:, batch],
+                )
+                log_probabilities = log_probability(logits, actions[:, :, batch])
+                log_ratio = log_probabilities - old_log_probabilities[:, :, batch]
+                ratio = log_ratio.exp()
+                advantage = normalise(advantages_[:, :, batch])
+                unclipped = ratio * advantage
+                clipped = ratio.clamp(1 - clip, 1 + clip) * advantage
+                policy_loss = -torch.min(unclipped, clipped).mean(dim=(1, 2))
+
+                value_error = (values - returns_[:, :, batch]).square()
+                if s.clip_values:
+                    before = old_values[:, :, batch]
+                    near = before + (values - before).clamp(-clip, clip)
+                    value_error = torch.max(value_error, (near - returns_[:, :, batch]).square())
+                value_loss = 0.5 * value_error.mean(dim=(1, 2))
+
+                distribution = torch.log_softmax(logits, dim=-1)
+                entropy = -(distribution.exp() * distribution).sum(dim=-1).mean(dim=(1, 2))
+
+                losses = policy_loss + s.value_coefficient * value_loss - s.entropy_coefficient * entropy
+                self.policy.network.backward(losses.sum())  # a sum, so that agents do not share a learning rate
+                gradient_norm = self.optimiser.step(learning_rate, s.max_gradient_norm)
+
+                if epoch == s.epochs - 1:
+                    with torch.no_grad():
+                        last = {
+                            "policy_loss": policy_loss,
+                            "value_loss": value_loss,
+                            "entropy": entropy,
+                            "approx_kl": (ratio - 1 - log_ratio).mean(dim=(1, 2)),
+                            "clip_fraction": ((ratio - 1).abs() > clip).float().mean(dim=(1, 2)),
+                            "gradient_norm": gradient_norm,
+                        }
+                        for name, value in last.items():
+                            sums[name] = sums.get(name, 0) + value.detach() / len(minibatches)
+        unexplained = (returns - rollout.values).var(dim=(1, 2))
+        sums["explained_variance"] = 1 - unexplained / returns.var(dim=(1, 2)).clamp(min=1e-8)
+        sums["training_return"] = rollout.rewards.mean(dim=(1, 2)) * self._horizon
+        return sums
+
+
+def episode_starts(first_step: int, length: int, horizon: int) -> Tensor:
+    """[T] bool: steps of a rollout before which an episode began, its first step included if one begins there."""
+    return (first_step + torch.arange(length)) % horizon == 0
+
+
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, next_values: Tensor, starts: Tensor, discount: float, gae_lambda: float
+) -> Tensor:
+    """Generalised advantage estimates (Schulman et al., 2016), [A, T, B].
+
+    At the horizon an episode is cut off, not over: δ_t bootstraps from V(h_{t+1}) there as everywhere, and only the sum
+    over later δ stops.
+
+    Args:
+        rewards, values, next_values: [A, T, B]; `next_values` as in `Rollout`.
+        starts: [T] bool, as `episode_starts`.
+    """
+    deltas = rewards + discount * next_values - values
+    # The sum of (γλ)^(s-t) δ_s over s ≥ t within one episode, as a product with a triangular matrix.
+    time = torch.arange(len(starts))
+    episode = starts.long().cumsum(0)
+    ahead = time[None, :] - time[:, None]
+    within = (ahead >= 0) & (episode[None, :] == episode[:, None])
+    weights = torch.where(within, (discount * gae_lambda) ** ahead.clamp(min=0).float(), 0.0)
+    return weights @ deltas
+
+
+def normalise(advantages: Tensor) -> Tensor:
+    """Zero mean and unit variance for each agent of [A, L, S]."""
+    mean = advantages.mean(dim=(1, 2), keepdim=True)
+    return (advantages - mean) / (advantages.std(dim=(1, 2), keepdim=True) + 1e-8)

@@ -1,0 +1,171 @@
+"""Acting in a simulator, and what the learner is given of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dials_mpi.config import PPOSettings
+from dials_mpi.learning.networks import as_features
+from dials_mpi.learning.policy import Policy
+from dials_mpi.simulators.interface import Step
+from dials_mpi.simulators.noise import NoiseBuffer, gumbel
+
+
+class SteppedByActions(Protocol):
+    """What `Actor` acts in: a `GlobalSimulator` or an `InfluenceAugmentedSimulator`."""
+
+    def reset(self) -> np.ndarray: ...
+
+    def step(self, actions: np.ndarray) -> Step: ...
+
+
+@dataclass
+class Rollout:
+    """T steps of A agents in B copies. The agent axis leads, so an agent's share is one contiguous block."""
+
+    observations: Tensor
+    """[A, T, B, O] float32, o_t before the action."""
+    actions: Tensor
+    """[A, T, B] int64."""
+    log_probabilities: Tensor
+    """[A, T, B] float32, log π(a_t | h_t) of the policy that acted."""
+    values: Tensor
+    """[A, T, B] float32, V(h_t)."""
+    next_values: Tensor
+    """[A, T, B] float32, V(h_{t+1}); at the end of an episode that of its last observation, for truncation."""
+    rewards: Tensor
+    """[A, T, B] float32, unscaled."""
+    states: Tensor
+    """[A, T / L, B, H] float32, the policy's memory before every L-th step (L: sequence length); H = 0 without one."""
+
+    @classmethod
+    def empty(cls, n_agents: int, settings: PPOSettings, observation_size: int, state_size: int) -> "Rollout":
+        """Arrays to be filled in, with T, B and L from the settings and H = `state_size`."""
+        length, copies = settings.rollout_length, settings.copies
+
+        def floats(*shape):
+            return torch.zeros(n_agents, *shape)
+
+        return cls(
+            observations=floats(length, copies, observation_size),
+            actions=torch.zeros(n_agents, length, copies, dtype=torch.int64),
+            log_probabilities=floats(length, copies),
+            values=floats(length, copies),
+            next_values=floats(length, copies),
+            rewards=floats(length, copies),
+            states=floats(length // settings.sequence_length, copies, state_size),
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fields by name, as numpy arrays that share memory with them."""
+        return {field.name: getattr(self, field.name).numpy() for field in fields(self)}
+
+
+class Actor:
+    """Lets A policies act in B copies of a simulator, episode after episode.
+
+    All copies start and end their episodes together, so that a wiped memory and the bootstrap at the horizon concern
+    whole time steps, not single copies.
+
+    Args:
+        policy: of the same A agents as the simulator.
+        simulator: stepped by actions [A, B].
+        copies: B.
+        horizon: steps per episode.
+        clock: `Timer`-like; `clock(phase)` is a context manager for the phases `act` and `simulate`.
+    """
+
+    def __init__(self, policy: Policy, simulator: SteppedByActions, copies: int, horizon: int, clock):
+        self._policy = policy
+        self._simulator = simulator
+        self._copies = copies
+        self._horizon = horizon
+        self._clock = clock
+
+    def start(self, generators: Sequence[np.random.Generator]) -> None:
+        """Begins a segment with a new episode. The simulator has been seeded.
+
+        Args:
+            generators: one stream per agent, for its actions.
+        """
+        self._noise = NoiseBuffer(generators, (self._copies, self._policy.n_actions), gumbel)
+        self._new_episode()
+
+    @property
+    def elapsed(self) -> int:
+        """Steps since the current episode began."""
+        return self._elapsed
+
+    @torch.no_grad()
+    def collect(self, into: Rollout, sequence_length: int) -> None:
+        """Takes T steps and fills `into`, going on where the last call stopped."""
+        length = into.rewards.shape[1]
+        logits = torch.empty(*into.rewards.shape, self._policy.n_actions)
+        observations, rewards = into.observations.numpy(), into.rewards.numpy()
+        ends = []
+        for t in range(length):
+            with self._clock("act"):
+                observations[:, t] = self._observations
+                if t % sequence_length == 0 and self._state is not None:
+                    into.states[:, t // sequence_length] = self._state
+                logits[:, t], into.values[:, t], self._state = self._policy.step(into.observations[:, t], self._state)
+                into.actions[:, t] = sample(logits[:, t], self._noise)
+                actions = into.actions[:, t].numpy()
+            with self._clock("simulate"):
+                self._observations, reward = self._simulator.step(actions)
+                rewards[:, t] = reward
+                self._elapsed += 1
+            if self._elapsed == self._horizon:
+                ends.append((t, self._value_now()))
+                with self._clock("simulate"):
+                    self._new_episode()
+        with self._clock("act"):
+            into.next_values[:, :-1] = into.values[:, 1:]
+            into.next_values[:, -1] = self._value_now()
+            for t, value in ends:
+                into.next_values[:, t] = value
+            into.log_probabilities[:] = log_probability(logits, into.actions)
+
+    def _new_episode(self) -> None:
+        self._observations = self._simulator.reset()
+        self._state = self._policy.initial_state(self._copies)
+        self._elapsed = 0
+
+    def _value_now(self) -> Tensor:
+        return self._policy.step(as_features(self._observations), self._state)[1]
+
+
+class Player:
+    """Lets A policies act without keeping what a learner needs: for evaluation and for collecting datasets.
+
+    Args:
+        generators: one stream per agent, for its actions.
+    """
+
+    def __init__(self, policy: Policy, copies: int, generators: Sequence[np.random.Generator]):
+        self._policy = policy
+        self._copies = copies
+        self._noise = NoiseBuffer(generators, (copies, policy.n_actions), gumbel)
+
+    def reset(self) -> None:
+        """Wipes the memories; call it when an episode starts."""
+        self._state = self._policy.initial_state(self._copies)
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """Actions [A, B] int64 for observations [A, B, O]."""
+        logits, _, self._state = self._policy.step(as_features(observations), self._state)
+        return sample(logits, self._noise).numpy()
+
+
+def sample(logits: Tensor, noise: NoiseBuffer) -> Tensor:
+    """Actions ~ softmax(logits) by the Gumbel-max trick, each agent's from its own stream; logits [A, B, actions]."""
+    return (logits + torch.from_numpy(noise.next())).argmax(dim=-1)
+
+
+def log_probability(logits: Tensor, actions: Tensor) -> Tensor:
+    """log softmax(logits) at `actions`; logits [..., actions], actions [...]."""
+    return torch.log_softmax(logits, dim=-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)

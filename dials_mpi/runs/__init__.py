@@ -1,0 +1,1 @@
+"""What outlasts a run: its directory, metrics, timing and what is shown of them."""

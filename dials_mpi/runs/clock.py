@@ -1,0 +1,129 @@
+"""Wall time by phase: the paper's runtime breakdown (its appendix G), kept on every rank from the first day."""
+
+import resource
+import sys
+import time
+
+import numpy as np
+
+PHASES = (
+    "start",
+    "collect",
+    "scatter",
+    "aip_training",
+    "simulate",
+    "act",
+    "ppo_update",
+    "gather",
+    "evaluate",
+    "write",
+    "wait",
+)
+"""`simulate` is the local simulator and its AIP (in mode gs: the global simulator); `write` is files and checks."""
+
+
+class Clock:
+    """Books wall time to phases: `with clock("act"): …`. A phase inside another one is not counted twice."""
+
+    def __init__(self):
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._stack: list[str] = []
+        self._mark = self._begin = time.perf_counter()
+        self._next = ""
+        self._failed_in: str | None = None
+        self.waiting_cpu = 0.0
+        """CPU seconds that this process used while it was waiting."""
+
+    def __call__(self, phase: str) -> "Clock":
+        self._next = phase
+        return self
+
+    def __enter__(self) -> None:
+        now = time.perf_counter()
+        if self._stack:
+            self._seconds[self._stack[-1]] += now - self._mark
+        self._stack.append(self._next)
+        if self._next == "wait":
+            self.waiting_cpu -= time.process_time()
+        self._mark = now
+
+    def __exit__(self, kind, error, trace) -> None:
+        now = time.perf_counter()
+        phase = self._stack.pop()
+        self._seconds[phase] += now - self._mark
+        if phase == "wait":
+            self.waiting_cpu += time.process_time()
+        if kind is not None and self._failed_in is None:
+            self._failed_in = phase
+        self._mark = now
+
+    def book(self, phase: str, seconds: float) -> None:
+        """Adds time that was measured elsewhere."""
+        self._seconds[phase] += seconds
+
+    @property
+    def phase(self) -> str:
+        """The phase that an exception came out of, else the current one."""
+        return self._failed_in or (self._stack[-1] if self._stack else "between phases")
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this clock was made."""
+        return time.perf_counter() - self._begin
+
+    def report(self) -> np.ndarray:
+        """float64: seconds of each of `PHASES`, all seconds, CPU seconds while waiting, peak memory in MiB."""
+        return np.array([*self._seconds.values(), self.elapsed, self.waiting_cpu, peak_memory()])
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in MiB (code shared with other processes included)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 if sys.platform != "darwin" else 1024 * 1024)
+
+
+def summarise(reports: np.ndarray, agent_steps: int, cores: int) -> dict:
+    """What the closing summary says, from `Clock.report` of every rank, [n_ranks, K].
+
+    Args:
+        agent_steps: training steps of all agents together.
+        cores: cores that the ranks shared.
+    """
+    seconds, (elapsed, waiting_cpu, memory) = reports[:, : len(PHASES)], reports[:, len(PHASES) :].T
+    learning = seconds[:, [PHASES.index(phase) for phase in ("simulate", "act", "ppo_update")]].sum(axis=1).max()
+    waited = seconds[:, PHASES.index("wait")]
+    wall = float(elapsed.max())
+    return {
+        "wall_seconds": wall,
+        "core_hours": wall * cores / 3600,
+        "agent_steps": agent_steps,
+        "agent_steps_per_second": agent_steps / wall,
+        "agent_steps_per_second_and_core": agent_steps / wall / cores,
+        "agent_steps_per_second_while_learning": agent_steps / learning if learning else None,
+        "phases": {
+            phase: {"mean_seconds": float(column.mean()), "max_seconds": float(column.max())}
+            for phase, column in zip(PHASES, seconds.T, strict=True)
+        },
+        "waiting_cpu_share": float((waiting_cpu / np.maximum(waited, 1e-9)).max()) if (waited > 1).any() else None,
+        "memory_mib_per_rank": [round(float(m), 1) for m in memory],
+    }
+
+
+def format_summary(summary: dict) -> str:
+    """The closing summary as a table for people."""
+    wall = summary["wall_seconds"]
+    lines = [f"{'phase':14}{'mean s':>10}{'max s':>10}{'share':>8}"]
+    for phase, row in summary["phases"].items():
+        if row["max_seconds"] > 0:
+            share = row["mean_seconds"] / wall
+            lines.append(f"{phase:14}{row['mean_seconds']:10.1f}{row['max_seconds']:10.1f}{share:8.1%}")
+    memory = summary["memory_mib_per_rank"]
+    lines.append(f"{'all':14}{wall:10.1f}{'':10}{'':8}  {summary['core_hours']:.3f} core-hours")
+    lines.append(
+        f"{summary['agent_steps']:,} agent-steps: {summary['agent_steps_per_second']:,.0f} per second, "
+        f"{summary['agent_steps_per_second_and_core']:,.0f} per second and core"
+    )
+    lines.append(f"peak memory per rank: {min(memory):.0f} to {max(memory):.0f} MiB")
+    if summary["waiting_cpu_share"] is not None:
+        lines.append(f"CPU used by the least patient rank while waiting: {summary['waiting_cpu_share']:.1%}")
+    return "\n".join(lines)

@@ -1,0 +1,91 @@
+"""A run directory: everything needed to analyse and report a run, without MPI."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dials_mpi.errors import UserError
+
+_PACKAGES = ("dials_mpi", "numpy", "torch", "mpi4py", "h5py", "pydantic")
+
+
+class RunDirectory:
+    """`runs/<name>/` with `config.yaml`, `run.json`, metrics, datasets and policies.
+
+    Raises:
+        UserError: the directory exists already, or cannot be created or written.
+    """
+
+    def __init__(self, path: Path, configuration_yaml: str, facts: dict[str, Any]):
+        self.path = path
+        try:
+            path.mkdir(parents=True)
+            self.influence.mkdir()
+            (path / "config.yaml").write_text(configuration_yaml, encoding="utf-8")
+        except FileExistsError:
+            raise UserError(
+                f"{path}: this run directory exists already; choose another --name, or move it away"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or path}: cannot be written ({error.strerror}); choose another --runs folder"
+            ) from None
+        self._facts = {
+            "state": "running",
+            "started": _now(),
+            "command": sys.argv,
+            "host": platform.node(),
+            "versions": versions(),
+            "git_revision": git_revision(),
+            **facts,
+        }
+        self.update()
+
+    @property
+    def influence(self) -> Path:
+        return self.path / "influence"
+
+    def update(self, **facts: Any) -> None:
+        """Changes entries of `run.json`, which is whole at any time."""
+        self._facts.update(facts)
+        temporary = self.path / "run.json.tmp"
+        temporary.write_text(json.dumps(self._facts, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / "run.json")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self.update(state="finished", ended=_now(), summary=summary)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_revision() -> str | None:
+    """The revision of the checkout that this package runs from, with `+` if it was changed; None outside one."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ("git", "-C", str(folder), *arguments), capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,63 @@
+"""Progress for people: a bar on a terminal, sparse lines with an ETA in a batch log."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+_QUIET_SECONDS = 60.0
+
+
+class Progress:
+    """Shows how far training is.
+
+    Args:
+        total: training steps per agent.
+        n_agents: N.
+    """
+
+    def __init__(self, total: int, n_agents: int):
+        self._total = total
+        self._n_agents = n_agents
+        self._begin = self._last_line = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total, unit="step", unit_scale=True, dynamic_ncols=True, smoothing=0.1, desc="steps per agent"
+            )
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text)
+
+    def reached(self, step: int, text: str = "") -> None:
+        """Training has come to `step`; with a text, or after a quiet minute, a batch log gets a line."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            if text:
+                self._bar.write(f"step {step:,}: {text}")
+            return
+        now = time.monotonic()
+        if not text and now - self._last_line < _QUIET_SECONDS:
+            return
+        self._last_line = now
+        elapsed = now - self._begin
+        speed = step * self._n_agents / elapsed if elapsed else 0.0
+        left = clock_time(elapsed / step * (self._total - step)) if step else "?"
+        print(
+            f"[{clock_time(elapsed)}] step {step:,} of {self._total:,} {text} "
+            f"({speed:,.0f} agent-steps/s, ETA {left})".replace("  ", " "),
+            flush=True,
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def clock_time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

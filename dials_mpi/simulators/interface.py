@@ -1,0 +1,152 @@
+"""What a domain offers to the rest of the package: the extension point.
+
+| symbol | meaning                                              |
+|--------|------------------------------------------------------|
+| N      | agents in the system                                 |
+| A      | agents that one simulator holds (A = N in the GS)    |
+| B      | copies of the simulation that are stepped at once    |
+| O      | size of one agent's observation                      |
+| D      | size of one agent's local state, the AIP's input     |
+| U, C   | influence sources per agent, classes per source      |
+
+The agent axis always comes first. Episodes have a fixed length, `Domain.horizon`; all copies start and end together.
+The horizon is a time limit (truncation): the learner bootstraps from the last observation. Time is counted so that
+`step` number t takes the local state x_t and the action a_t to x_{t+1} under the influence sources u_t, and an AIP
+predicts u_t from the local states up to x_t (paper, section 3.2).
+
+A domain is plugged in by name (`registry.BUILT_IN`) or by its class, `--env package.module:ClassName`. Write a
+subclass of `Domain` and one of each simulator; `conformance.check_domain` tells whether they keep what is said here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+
+class DomainSettings(BaseModel):
+    """Base of a domain's own settings, the `domain:` section of a configuration. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Influence(NamedTuple):
+    """How the rest of the system acts on one agent's region (paper, section 3.1)."""
+
+    sources: int
+    """U, number of influence sources u_i."""
+    classes: int
+    """C, values that each source takes: 0 … C-1. Two classes make a Bernoulli source."""
+    local_state_size: int
+    """D, what the AIP sees at each step: the part of x_t that d-separates u_t from the rest, as bits."""
+
+
+class Step(NamedTuple):
+    """Outcome of one step. The arrays are the caller's until the next `step` or `reset` of the same simulator."""
+
+    observations: np.ndarray
+    """[A, B, O], any real dtype."""
+    rewards: np.ndarray
+    """[A, B] float32."""
+
+
+class Simulator(ABC):
+    """Steps A agents in B copies. Usable as a context manager, which closes it.
+
+    A process holds several simulators but uses them one after the other: between a `reset` and the last `step` that
+    follows it no other simulator of the process is stepped (one libsumo simulation per process needs this).
+    """
+
+    @abstractmethod
+    def seed(self, generators: Sequence[np.random.Generator]) -> None:
+        """Hands over the random streams that everything from the next `reset` on is drawn from.
+
+        A `GlobalSimulator` takes one generator per copy (B), a `LocalSimulator` one per agent (A), in order.
+        """
+
+    @abstractmethod
+    def reset(self) -> np.ndarray:
+        """Starts a new episode in all copies; returns observations [A, B, O]. Nothing of the last episode is left."""
+
+    def close(self) -> None:
+        """Gives back processes, sockets and files. Harmless when called twice."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+class GlobalSimulator(Simulator):
+    """The GS: all N agents of the system, in B copies that do not know of each other."""
+
+    @abstractmethod
+    def step(self, actions: np.ndarray | None) -> Step:
+        """Advances all copies by one step.
+
+        Args:
+            actions: [N, B] integers in 0 … n_actions-1, or None where a hand-coded controller acts.
+        """
+
+    def local_states(self) -> np.ndarray:
+        """[N, B, D] uint8, x_t as it is now. Domains without influence need not have it."""
+        raise NotImplementedError(f"{type(self).__name__} has no local states: its domain declares no influence")
+
+    def influence_sources(self) -> np.ndarray:
+        """[N, B, U] uint8, the u_t that acted in the last `step`. Domains without influence need not have it."""
+        raise NotImplementedError(f"{type(self).__name__} has no influence sources: its domain declares no influence")
+
+
+class LocalSimulator(Simulator):
+    """The LS, T̂ᵢ, R̂ᵢ and Ôᵢ: the regions of A agents, each alone, in B copies."""
+
+    @abstractmethod
+    def step(self, actions: np.ndarray, influence_sources: np.ndarray) -> Step:
+        """Advances all regions by one step under the given influence.
+
+        Args:
+            actions: [A, B] integers.
+            influence_sources: [A, B, U] uint8 classes, the u_t of this step.
+        """
+
+    @abstractmethod
+    def local_states(self) -> np.ndarray:
+        """[A, B, D] uint8, x_t as it is now."""
+
+
+class Domain(ABC):
+    """Sizes, names and factories of one domain with N agents.
+
+    Attributes that an instance must have are annotated below; `settings` is an instance of the class's `Settings`.
+    """
+
+    name: ClassVar[str]
+    """Short name for run directories and files."""
+    Settings: ClassVar[type[DomainSettings]] = DomainSettings
+    """The domain's own settings; a subclass of `DomainSettings`."""
+    controllers: ClassVar[tuple[str, ...]] = ()
+    """Names of the hand-coded joint controllers that `global_simulator` knows."""
+
+    n_agents: int
+    n_actions: int
+    observation_size: int
+    horizon: int
+    """Steps per episode."""
+    influence: Influence | None
+    """None for a domain whose agents are not influenced, or where it is not modelled: no DIALS then."""
+
+    def __init__(self, n_agents: int, settings: DomainSettings):
+        """Raises ValueError for a number of agents that the domain cannot have, naming the nearest it can."""
+        self.n_agents = n_agents
+        self.settings = settings
+
+    @abstractmethod
+    def global_simulator(self, copies: int, controller: str | None = None) -> GlobalSimulator:
+        """The GS in `copies` copies, its agents driven by `step`'s actions or by one of `controllers`."""
+
+    @abstractmethod
+    def local_simulator(self, agents: Sequence[int], copies: int) -> LocalSimulator:
+        """The LS of the regions of `agents` (ids in 0 … N-1), each in `copies` copies."""

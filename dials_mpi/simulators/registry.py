@@ -1,0 +1,68 @@
+"""Finds the domain that `--env` names."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+from dials_mpi.errors import UserError
+from dials_mpi.simulators.interface import Domain, DomainSettings
+
+BUILT_IN = {"warehouse": "dials_mpi.simulators.warehouse:Warehouse"}
+
+
+def domain_class(env: str) -> type[Domain]:
+    """The class behind a built-in name or `package.module:ClassName`.
+
+    Raises:
+        UserError: unknown name, a module that cannot be imported, a class that is no complete `Domain`.
+    """
+    module_name, separator, class_name = BUILT_IN.get(env, env).partition(":")
+    if not separator:
+        raise UserError(
+            f"env: {env!r} is no domain; choose one of {', '.join(BUILT_IN)} or give your own as package.module:ClassName"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"env: {env!r}: {error}; is the package installed or on PYTHONPATH?") from error
+    cls = getattr(module, class_name, None)
+    if not inspect.isclass(cls) or not issubclass(cls, Domain):
+        raise UserError(
+            f"env: {env!r}: {class_name} in {module_name} is not a subclass of dials_mpi.simulators.interface.Domain"
+        )
+    if cls.__abstractmethods__:
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise UserError(f"env: {env!r}: {class_name} lacks {missing}; see dials_mpi/simulators/interface.py")
+    return cls
+
+
+def make_domain(env: str, n_agents: int, settings: DomainSettings) -> Domain:
+    """An instance, with what `Domain` promises checked as far as that is possible without simulating.
+
+    Raises:
+        UserError: a number of agents that the domain cannot have, or a missing attribute.
+    """
+    cls = domain_class(env)
+    try:
+        domain = cls(n_agents, settings)
+    except ValueError as error:
+        raise UserError(f"agents: {error}") from error
+    for attribute in ("name", "n_agents", "n_actions", "observation_size", "horizon", "influence"):
+        if not hasattr(domain, attribute):
+            raise UserError(
+                f"env: {env!r}: {cls.__name__} does not set {attribute!r}; see dials_mpi/simulators/interface.py"
+            )
+    return domain
+
+
+def configuration_file(env: str) -> Path | None:
+    """The default configuration of a built-in domain; None for a user's own."""
+    if env not in BUILT_IN:
+        return None
+    package = Path(__file__).parents[1]
+    for folder in (package.parent / "configs", package / "configs"):  # a checkout, an installed wheel
+        if (folder / f"{env}.yaml").is_file():
+            return folder / f"{env}.yaml"
+    raise UserError(
+        f"env: the default configuration {env}.yaml is missing; reinstall the package or give --config FILE"
+    )

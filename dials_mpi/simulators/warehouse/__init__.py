@@ -1,0 +1,57 @@
+"""Warehouse commissioning (paper, section 5.2): robots fetch items from the shelves that they share with neighbours."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from dials_mpi.simulators.interface import Domain, DomainSettings, Influence
+from dials_mpi.simulators.warehouse.global_simulator import WarehouseGlobalSimulator
+from dials_mpi.simulators.warehouse.handcoded import RULES
+from dials_mpi.simulators.warehouse.local_simulator import WarehouseLocalSimulator
+from dials_mpi.simulators.warehouse.regions import N_ACTIONS, NEIGHBOURS, NOT_ON_SHARED_SHELF, OBSERVATION_SIZE
+
+
+class WarehouseSettings(DomainSettings):
+    border: Literal["scripted", "none"] = Field("scripted", description="what surrounds the learning block")
+    horizon: int = Field(100, ge=1, le=10_000, description="steps per episode")
+    item_probability: float = Field(0.02, ge=0, le=1, description="chance per step of a free shelf cell to get an item")
+
+
+class Warehouse(Domain):
+    """An m×m block of learning robots.
+
+    Observation and local state are the same 37 bits: one-hot position in the 5×5 region (row-major), then an item bit
+    for each of the 12 shelf cells. Actions: 0 up, 1 down, 2 left, 3 right. Influence sources: where the neighbours to
+    the right, below, left and above stand on the shared shelf cells (0, 1, 2 along the side; 3: on none of them).
+    """
+
+    name = "warehouse"
+    Settings = WarehouseSettings
+    controllers = RULES
+
+    n_actions = N_ACTIONS
+    observation_size = OBSERVATION_SIZE
+    influence = Influence(sources=len(NEIGHBOURS), classes=NOT_ON_SHARED_SHELF + 1, local_state_size=OBSERVATION_SIZE)
+
+    def __init__(self, n_agents: int, settings: WarehouseSettings):
+        super().__init__(n_agents, settings)
+        self.block = grid_side(n_agents)
+        self.horizon = settings.horizon
+
+    def global_simulator(self, copies, controller=None):
+        return WarehouseGlobalSimulator(
+            self.block, self.settings.border, self.settings.item_probability, copies, controller
+        )
+
+    def local_simulator(self, agents, copies):
+        return WarehouseLocalSimulator(len(agents), self.settings.item_probability, copies)
+
+
+def grid_side(n_agents: int) -> int:
+    """m of an m×m grid; raises ValueError with the nearest possible numbers of agents otherwise."""
+    side = math.isqrt(max(n_agents, 0))
+    if n_agents < 1 or side * side != n_agents:
+        nearest = [m * m for m in (side, side + 1) if m > 0]
+        raise ValueError(f"{n_agents} agents make no m×m grid; the nearest that do: {' or '.join(map(str, nearest))}")
+    return side
