@@ -16,7 +16,15 @@ setup(
     # configs/ stands at the top for people; an installed wheel carries it inside the package.
     package_dir={"dials_mpi.configs": "configs"},
     package_data={"dials_mpi.configs": ["*.yaml"]},
-    install_requires=["h5py>=3.8", "mpi4py>=4.0", "numpy>=1.24", "pydantic>=2.5", "pyyaml>=6.0", "torch>=2.1", "tqdm>=4.60"],
+    install_requires=[
+        "h5py>=3.8",
+        "mpi4py>=4.0",
+        "numpy>=1.24",
+        "pydantic>=2.5",
+        "pyyaml>=6.0",
+        "torch>=2.1",
+        "tqdm>=4.60",
+    ],
     extras_require={
         "mpi": ["mpich>=4.2"],  # an MPI library and mpirun for machines that have none
         "tests": ["pytest>=7.4", "pytest-mpi>=0.6", "ruff>=0.6"],

@@ -10,7 +10,7 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 from dials_mpi import cli  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
-from dials_mpi.parallel.launcher import launched_rank  # noqa: E402
+from dials_mpi.parallel.launcher import check_size, launched_rank  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,9 +24,10 @@ def main(argv: list[str] | None = None) -> int:
                 f"no MPI library to be loaded ({str(error).splitlines()[0]}); load your cluster's MPI module, or "
                 "pip install 'dials_mpi[mpi]' for one from a wheel"
             ) from None
-        from dials_mpi import run
+        from dials_mpi.run import run
 
-        return run.run(MPI.COMM_WORLD, arguments)
+        check_size(MPI.COMM_WORLD.size)
+        return run(MPI.COMM_WORLD, arguments)
     except UserError as error:
         if launched_rank() == 0:
             print(f"dials_mpi: {error}", file=sys.stderr, flush=True)

@@ -105,6 +105,14 @@ class Configuration(Settings):
         """Steps per agent in one rollout, T · B."""
         return self.ppo.rollout_length * self.ppo.copies
 
+    def steps_after(self, updates: int) -> int:
+        """Training steps per agent after that many PPO updates."""
+        return updates * self.rollout_steps
+
+    def annealed(self, update: int) -> float:
+        """Share of the annealing that is done when an update begins, 0 … 1."""
+        return min(1.0, self.steps_after(update) / (self.ppo.anneal_steps or self.steps))
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 

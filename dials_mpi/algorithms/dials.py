@@ -4,17 +4,23 @@ Line numbers are those of the paper's listing. Rank 0 runs the GS; the owners of
 block. `untrained-dials` leaves out lines 3 to 6.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
+from torch import Tensor
 
 from dials_mpi.algorithms.session import Segment, Session
+from dials_mpi.config import Configuration
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, episodes_and_batches
 from dials_mpi.influence.dataset import InfluenceDataset, write_round
 from dials_mpi.influence.predictor import InfluencePredictor
 from dials_mpi.influence.predictor import train as train_predictor
+from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Rollout
 from dials_mpi.learning.statistics import Means
+from dials_mpi.simulators.interface import Domain
 from dials_mpi.streams import stream, streams
 
 
@@ -22,7 +28,9 @@ def train(session: Session) -> None:
     """Runs Algorithm 1 on this rank, in step with all others."""
     c, domain, clock = session.configuration, session.domain, session.clock
     predictor = InfluencePredictor(session.agents, domain.influence, c.predictor, c.seed)  # line 1, with session.policy
-    learners = LocalLearners(session, predictor) if session.agents else None
+    learners = None
+    if session.agents:
+        learners = LocalLearners(c, domain, session.agents, session.policy, predictor, clock)
 
     session.evaluate_references()
     session.gather_policies()
@@ -38,7 +46,7 @@ def train(session: Session) -> None:
                     losses = np.stack(before_after, axis=1)
             save_datasets(session, segment, dataset, losses)
             session.log_predictors(segment.round, segment.updates.start, losses)
-        statistics = learners.learn(segment) if learners else None  # lines 7 to 12
+        statistics = learners.learn(segment, session.tick) if learners else None  # lines 7 to 12
         session.end_segment(segment, statistics)
 
 
@@ -83,7 +91,7 @@ def save_datasets(session: Session, segment: Segment, dataset: InfluenceDataset,
                     "agent": agent,
                     "n_agents": c.agents,
                     "seed": c.seed,
-                    "step": session.steps_after(segment.updates.start),
+                    "step": c.steps_after(segment.updates.start),
                     "horizon": session.domain.horizon,
                     "influence_classes": session.domain.influence.classes,
                     "test_fraction": c.dataset.test_fraction,
@@ -95,31 +103,50 @@ def save_datasets(session: Session, segment: Segment, dataset: InfluenceDataset,
 
 
 class LocalLearners:
-    """Lines 7 to 12 for the agents of one rank: their IALSs, and PPO on them.
+    """Lines 7 to 12 for a block of agents: their IALSs, and PPO on them.
 
     Args:
-        session: of a rank that owns agents.
-        predictor: their AIPs.
+        configuration, domain: of the run.
+        agents: ids of the block, in the order of the rows of `policy` and `predictor`.
+        policy: learned in place.
+        predictor: the block's AIPs; they may be retrained between segments.
+        clock: books the phases `simulate`, `act` and `ppo_update`.
     """
 
-    def __init__(self, session: Session, predictor: InfluencePredictor):
-        c, domain = session.configuration, session.domain
-        self._session = session
-        self._simulator = InfluenceAugmentedSimulator(
-            domain.local_simulator(session.agents, c.ppo.copies), predictor, c.ppo.copies
-        )
-        self._actor = Actor(session.policy, self._simulator, c.ppo.copies, domain.horizon, session.clock)
-        self._learner = PPO(session.policy, c.ppo, domain.horizon)
-        self._rollout = Rollout.empty(len(session.agents), c.ppo, domain.observation_size, c.policy.recurrent_size)
+    def __init__(
+        self,
+        configuration: Configuration,
+        domain: Domain,
+        agents: Sequence[int],
+        policy: Policy,
+        predictor: InfluencePredictor,
+        clock,
+    ):
+        self._configuration = c = configuration
+        self._agents = agents
+        self._clock = clock
+        local_simulator = domain.local_simulator(agents, c.ppo.copies)
+        self._simulator = InfluenceAugmentedSimulator(local_simulator, predictor, c.ppo.copies)
+        self._actor = Actor(policy, self._simulator, c.ppo.copies, domain.horizon, clock)
+        self._learner = PPO(policy, c.ppo, domain.horizon)
+        self._rollout = Rollout.empty(len(agents), c.ppo, domain.observation_size, c.policy.recurrent_size)
 
-    def learn(self, segment: Segment) -> dict:
-        """F steps, or as many as the segment has; returns `STATISTICS` [A] averaged over its updates."""
-        session, c = self._session, self._session.configuration
+    def learn(self, segment: Segment, tick: Callable[[int], None] = lambda updates: None) -> dict[str, Tensor]:
+        """F steps, or as many as the segment has.
+
+        Args:
+            segment: which updates.
+            tick: told the number of updates done after each.
+
+        Returns:
+            `STATISTICS` by name, [A] averaged over the segment's updates.
+        """
+        c = self._configuration
 
         def agent_streams(purpose):
-            return streams(c.seed, purpose, session.agents, segment.index)
+            return streams(c.seed, purpose, self._agents, segment.index)
 
-        with session.clock("simulate"):
+        with self._clock("simulate"):
             self._simulator.seed(agent_streams("train/simulator"), agent_streams("train/influence"))
             self._actor.start(agent_streams("train/actions"))
         permutations = stream(c.seed, "train/minibatches", round_=segment.index)
@@ -127,7 +154,7 @@ class LocalLearners:
         for update in segment.updates:  # line 8
             first_step = self._actor.elapsed
             self._actor.collect(self._rollout, c.ppo.sequence_length)  # line 9
-            with session.clock("ppo_update"):
-                means.add(self._learner.update(self._rollout, first_step, session.annealed(update), permutations))  # 10
-            session.tick(update + 1)
+            with self._clock("ppo_update"):  # line 10
+                means.add(self._learner.update(self._rollout, first_step, c.annealed(update), permutations))
+            tick(update + 1)
         return means.result()

@@ -46,7 +46,7 @@ def train(session: Session) -> None:
                 session.exchange.scatter_rows(joint_arrays.get(name), rows)
             if learner:
                 with clock("ppo_update"):
-                    means.add(learner.update(mine, first_step, session.annealed(update), permutations))
+                    means.add(learner.update(mine, first_step, c.annealed(update), permutations))
             session.gather_policies()
             session.tick(update + 1)
         session.end_segment(segment, means.result() if learner else None)

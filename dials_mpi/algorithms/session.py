@@ -103,15 +103,6 @@ class Session:
         """The main loop of every algorithm."""
         yield from plan(self.configuration)
 
-    def steps_after(self, updates: int) -> int:
-        """Training steps per agent after that many updates."""
-        return updates * self.configuration.rollout_steps
-
-    def annealed(self, update: int) -> float:
-        """Share of the annealing that is done when an update begins, 0 … 1."""
-        c = self.configuration
-        return min(1.0, self.steps_after(update) / (c.ppo.anneal_steps or c.steps))
-
     def gather_policies(self) -> None:
         """Owners → rank 0: `joint_policy` becomes the policies as they are now."""
         into = self.joint_policy.parameters.numpy() if self.joint_policy else None
@@ -142,12 +133,12 @@ class Session:
         c = self.configuration
         with self.clock("evaluate"):
             result = evaluate_policy(
-                self.domain, self.joint_policy, c.evaluation.episodes, c.seed, self.steps_after(updates)
+                self.domain, self.joint_policy, c.evaluation.episodes, c.seed, self.configuration.steps_after(updates)
             )
         extra = {}
         if self.record.reference is not None:
             extra["share_above_reference"] = float((result.per_agent > self.record.reference).mean())
-        step = self.steps_after(updates)
+        step = self.configuration.steps_after(updates)
         self._write(step, "evaluate", **result.as_record(), **extra)
         with self.clock("write"):
             save_policies(self.record.directory.path / "policies.npz", self.joint_policy.network, step)
@@ -167,7 +158,7 @@ class Session:
         if self.record:
             columns = dict(zip(STATISTICS, rows.T, strict=True))
             self._write(
-                self.steps_after(segment.updates.stop),
+                self.configuration.steps_after(segment.updates.stop),
                 "learn",
                 **{name: column.mean() for name, column in columns.items()},
                 per_agent={name: _plain_list(column) for name, column in columns.items()},
@@ -180,7 +171,7 @@ class Session:
         gathered = self.gather(cross_entropies)
         if self.record:
             before, after = gathered.T
-            step = self.steps_after(updates)
+            step = self.configuration.steps_after(updates)
             self._write(
                 step,
                 "aip",
@@ -197,7 +188,7 @@ class Session:
     def tick(self, updates: int) -> None:
         """Shows progress inside a segment, where rank 0 sees it."""
         if self.record:
-            self.record.progress.reached(self.steps_after(updates))
+            self.record.progress.reached(self.configuration.steps_after(updates))
 
     def close(self, cores: int) -> dict | None:
         """Collects every rank's clock; returns the closing summary on rank 0."""
@@ -205,7 +196,7 @@ class Session:
         if reports is None:
             return None
         updates = plan(self.configuration)[-1].updates.stop
-        summary = summarise(reports, self.steps_after(updates) * self.domain.n_agents, cores)
+        summary = summarise(reports, self.configuration.steps_after(updates) * self.domain.n_agents, cores)
         self.record.metrics.close()
         self.record.progress.close()
         self.record.directory.finish(summary)

@@ -61,10 +61,8 @@ class InfluencePredictor:
         """û ~ Î_θ(· | l): local states [A, B, D] float32 and memory → sources [A, B, U] uint8 and next memory."""
         logits, state = self.network.step(local_states, state)
         draws = torch.from_numpy(noise.next())
-        if self.bernoulli:
-            sources = draws < torch.sigmoid(logits)
-        else:
-            sources = (logits.view(draws.shape) + draws).argmax(dim=-1)
+        bernoulli = self.bernoulli
+        sources = draws < torch.sigmoid(logits) if bernoulli else (logits.view(draws.shape) + draws).argmax(dim=-1)
         return sources.to(torch.uint8).numpy(), state
 
     def cross_entropy(self, local_states: Tensor, sources: Tensor) -> Tensor:
@@ -102,7 +100,7 @@ def train(
     """
     settings, network = predictor.settings, predictor.network
     local_states, sources = map(torch.from_numpy, (dataset.history, dataset.influence_sources))
-    episodes, horizon = local_states.shape[1:3]
+    episodes = local_states.shape[1]
     held_out = max(1, round(episodes * test_fraction)) if episodes > 1 else 0
     split = episodes - held_out
 

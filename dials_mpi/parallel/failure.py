@@ -7,35 +7,45 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from types import TracebackType
+
+from dials_mpi.errors import UserError
 
 EXIT_FAILURE = 1
 
 
-def abort_on_exception(comm, phase, folder: Path | None = None) -> None:
-    """From now on an uncaught exception on this rank prints one line and aborts all ranks of `comm`.
+class AbortOnException:
+    """Context manager: an exception that leaves it prints one line and aborts all ranks of `comm`.
+
+    `UserError` passes: it is raised on all ranks alike, and they end by themselves.
 
     Args:
         comm: the communicator to abort; its rank is named.
-        phase: callable that tells what this rank was doing.
-        folder: where the traceback is written, as `failure_rank_<r>.txt`; None: it is printed.
+        clock: tells which phase failed.
     """
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        details = "".join(traceback.format_exception(kind, error, trace))
-        place = traceback.extract_tb(trace)[-1] if trace else None
-        where = f" at {os.path.relpath(place.filename)}:{place.lineno}" if place else ""
-        message = f"dials_mpi: rank {comm.rank} failed in phase {phase()!r}: {kind.__name__}: {error}{where}"
-        if folder is None:
-            message = f"{details}{message}"
-        else:
-            file = folder / f"failure_rank_{comm.rank}.txt"
-            try:
-                file.write_text(details, encoding="utf-8")
-                message += f"; traceback in {file}"
-            except OSError:
-                message = f"{details}{message}"
-        print(message, file=sys.stderr, flush=True)
-        comm.Abort(EXIT_FAILURE)
+    def __init__(self, comm, clock):
+        self._comm = comm
+        self._clock = clock
+        self.folder: Path | None = None
+        """Where the traceback goes, as `failure_rank_<r>.txt`; None: it is printed before the line."""
 
-    sys.excepthook = hook
+    def __enter__(self) -> "AbortOnException":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None or issubclass(kind, UserError | SystemExit):
+            return
+        details = "".join(traceback.format_exception(kind, error, trace))
+        place = traceback.extract_tb(trace)[-1]
+        message = (
+            f"dials_mpi: rank {self._comm.rank} failed in phase {self._clock.phase}: {kind.__name__}: {error} "
+            f"({os.path.relpath(place.filename)}:{place.lineno})"
+        )
+        try:
+            file = self.folder / f"failure_rank_{self._comm.rank}.txt"
+            file.write_text(details, encoding="utf-8")
+            message += f"; traceback in {file}"
+        except (OSError, TypeError):  # no folder yet, or it cannot be written
+            message = details + message
+        print(message, file=sys.stderr, flush=True)
+        self._comm.Abort(EXIT_FAILURE)

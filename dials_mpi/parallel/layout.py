@@ -19,8 +19,8 @@ class Layout:
     def __post_init__(self):
         if self.n_ranks > self.n_agents + 1:
             raise UserError(
-                f"{self.n_ranks} ranks for {self.n_agents} agents leave {self.n_ranks - self.n_agents - 1} without work; "
-                f"start at most {self.n_agents + 1} (one for the global simulator, one per agent)"
+                f"{self.n_ranks} ranks for {self.n_agents} agents leave {self.n_ranks - self.n_agents - 1} "
+                f"without work; start at most {self.n_agents + 1} (one for the global simulator, one per agent)"
             )
 
     def counts(self) -> list[int]:

@@ -1,7 +1,6 @@
 """A run directory: everything needed to analyse and report a run, without MPI."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -56,7 +55,7 @@ class RunDirectory:
         self._facts.update(facts)
         temporary = self.path / "run.json.tmp"
         temporary.write_text(json.dumps(self._facts, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / "run.json")
+        temporary.replace(self.path / "run.json")
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.update(state="finished", ended=_now(), summary=summary)

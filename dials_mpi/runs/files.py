@@ -7,7 +7,7 @@ from pathlib import Path
 def replace_durably(temporary: Path, path: Path) -> None:
     """Renames `temporary` to `path` so that after a crash either the old or the new file is there, whole."""
     _sync(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
     _sync(path.parent)
 
 

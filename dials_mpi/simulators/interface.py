@@ -70,7 +70,7 @@ class Simulator(ABC):
     def reset(self) -> np.ndarray:
         """Starts a new episode in all copies; returns observations [A, B, O]. Nothing of the last episode is left."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most simulators have nothing to give back
         """Gives back processes, sockets and files. Harmless when called twice."""
 
     def __enter__(self):

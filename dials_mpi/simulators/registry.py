@@ -19,7 +19,7 @@ def domain_class(env: str) -> type[Domain]:
     module_name, separator, class_name = BUILT_IN.get(env, env).partition(":")
     if not separator:
         raise UserError(
-            f"env: {env!r} is no domain; choose one of {', '.join(BUILT_IN)} or give your own as package.module:ClassName"
+            f"env: {env!r} is no domain; choose {' or '.join(BUILT_IN)}, or give your own as package.module:ClassName"
         )
     try:
         module = importlib.import_module(module_name)

@@ -16,7 +16,7 @@ from dials_mpi.simulators.warehouse.regions import (
 
 
 def shelf_cells(side: int) -> np.ndarray:
-    """[side², 12] numbers of the floor's shelf cells in each region of a side×side floor; a shared cell has one number."""
+    """[side², 12] numbers of the shelf cells in each region of a side×side floor; a shared cell has one number."""
     pitch = SIZE - 1
     width = pitch * side + 1
     row, column = np.divmod(np.arange(side * side), side)

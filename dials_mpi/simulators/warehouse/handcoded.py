@@ -28,10 +28,8 @@ class HandcodedRobots:
     def act(self, positions: np.ndarray, items: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Actions [K, B] from positions [K, B], items [K, 12, B] (`Floor.items`) and uniform noise [K, B]."""
         free = items == NEVER
-        if self._rule == "closest":
-            cost = np.where(free, NEVER, PATH_LENGTH[positions].swapaxes(1, 2))
-        else:
-            cost = items
+        closest = self._rule == "closest"
+        cost = np.where(free, NEVER, PATH_LENGTH[positions].swapaxes(1, 2)) if closest else items
         best = cost.argmin(axis=1)
         target = np.minimum(self._targets, NO_SHELF - 1)[:, None]
         lost = (self._targets == NO_SHELF) | np.take_along_axis(free, target, axis=1)[:, 0]

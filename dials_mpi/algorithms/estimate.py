@@ -1,0 +1,103 @@
+"""What a run will take, from a few seconds of its real work on this machine. For `--dry-run`."""
+
+import time
+
+import torch
+
+from dials_mpi.algorithms.dials import LocalLearners
+from dials_mpi.algorithms.evaluation import evaluate_policy
+from dials_mpi.algorithms.session import Segment, plan
+from dials_mpi.config import Configuration
+from dials_mpi.influence.collection import collect, episodes_and_batches
+from dials_mpi.influence.predictor import InfluencePredictor
+from dials_mpi.influence.predictor import train as train_predictor
+from dials_mpi.learning.policy import Policy
+from dials_mpi.learning.ppo import PPO
+from dials_mpi.learning.rollout import Actor, Rollout
+from dials_mpi.parallel.layout import Layout
+from dials_mpi.runs.clock import Clock, peak_memory
+from dials_mpi.runs.progress import clock_time
+from dials_mpi.simulators.interface import Domain
+from dials_mpi.streams import stream, streams
+
+_PROBED_UPDATES = 3
+
+
+def estimate(configuration: Configuration, domain: Domain, layout: Layout, cores: int) -> str:
+    """Layout, memory and time of a run, as text.
+
+    The largest block's work and rank 0's are timed here, one after the other, and multiplied: good to perhaps a third.
+
+    Args:
+        cores: cores of this machine; ranks that share one take turns.
+    """
+    torch.set_num_threads(1)
+    c = configuration
+    start_memory = peak_memory()
+    segments = plan(c)
+    updates = segments[-1].updates.stop
+    block = list(range(max(layout.counts())))
+    joint = Policy(range(c.agents), domain.observation_size, domain.n_actions, c.policy, c.seed)
+    turns = max(1.0, layout.n_ranks / cores)
+
+    evaluation = _seconds(lambda: evaluate_policy(domain, joint, c.evaluation.episodes, c.seed, 0))
+    evaluations = 1 + sum(segment.evaluates for segment in segments)
+    rows = [("evaluation", evaluations, evaluation)]
+    if c.mode == "gs":
+        rows.append(("update on the GS, acting and learning", updates, _gs_update(c, domain, joint, block) * turns))
+    else:
+        policy = Policy(block, domain.observation_size, domain.n_actions, c.policy, c.seed)
+        predictor = InfluencePredictor(block, domain.influence, c.predictor, c.seed)
+        if c.mode == "dials":
+            rounds = sum(segment.round is not None for segment in segments)
+            rows += [(name, rounds, s) for name, s in _aip_round(c, domain, joint, predictor, turns)]
+        learners = LocalLearners(c, domain, block, policy, predictor, Clock())
+        learners.learn(Segment(0, range(1), None, False))  # warm up
+        learning = _seconds(lambda: learners.learn(Segment(0, range(_PROBED_UPDATES), None, False)))
+        rows.append((f"update of {len(block)} agents on their IALSs", updates, learning / _PROBED_UPDATES * turns))
+
+    total = sum(count * seconds for _, count, seconds in rows)
+    lines = [
+        str(layout) + (f", on {cores} cores: {turns:.1f} ranks take turns on each" if turns > 1 else ""),
+        f"memory: {peak_memory():.0f} MiB for the heaviest rank, {start_memory:.0f} of it libraries",
+        f"time: about {clock_time(total)} for {c.steps:,} steps per agent",
+    ]
+    lines += [f"  {count:6} × {seconds:9.3f} s  {name}" for name, count, seconds in rows]
+    return "\n".join(lines)
+
+
+def _aip_round(c, domain, joint, predictor, turns: float) -> list[tuple[str, float]]:
+    """Seconds of collecting one dataset and of one AIP training that stops half-way."""
+    episodes, batches = episodes_and_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
+    batches_of_all = collect(domain, joint, c.dataset.steps, c.dataset.copies, c.seed, 0)
+    begin = time.perf_counter()
+    batch = next(batches_of_all)
+    collection = (time.perf_counter() - begin) * len(batches)
+    agents = predictor.network.n_agents
+    mine = type(batch)(**{name: array[:agents] for name, array in batch.arrays().items()})
+    probe = type(predictor.settings)(**{**predictor.settings.model_dump(), "epochs": 1})
+    settings, predictor.settings = predictor.settings, probe
+    epoch = _seconds(
+        lambda: train_predictor(predictor, mine, c.dataset.test_fraction, stream(0, "predictor/minibatches"))
+    )
+    predictor.settings = settings
+    training = epoch * (episodes / batches[0]) * settings.epochs / 2 * turns
+    return [("collection of a dataset", collection), ("AIP training", training)]
+
+
+def _gs_update(c, domain, joint, block) -> float:
+    """Seconds of one update in mode gs: rank 0 acts for all, the owners learn."""
+    actor = Actor(joint, simulator := domain.global_simulator(c.ppo.copies), c.ppo.copies, domain.horizon, Clock())
+    simulator.seed(streams(c.seed, "train/simulator", range(c.ppo.copies)))
+    actor.start(streams(c.seed, "train/actions", range(c.agents)))
+    rollout = Rollout.empty(c.agents, c.ppo, domain.observation_size, c.policy.recurrent_size)
+    acting = _seconds(lambda: actor.collect(rollout, c.ppo.sequence_length))
+    mine = Rollout(**{name: torch.from_numpy(array[: len(block)]) for name, array in rollout.arrays().items()})
+    learner = PPO(Policy(block, domain.observation_size, domain.n_actions, c.policy, c.seed), c.ppo, domain.horizon)
+    return acting + _seconds(lambda: learner.update(mine, 0, 0.0, stream(c.seed, "train/minibatches")))
+
+
+def _seconds(work) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
