@@ -5,6 +5,7 @@ line. `resolve` merges and checks them; what comes out is complete and goes to `
 """
 
 import difflib
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,6 +178,7 @@ def parse_override(text: str) -> dict[str, Any]:
     return parsed
 
 
+@functools.cache
 def _schema(domain_settings: type[DomainSettings]) -> type[Configuration]:
     """`Configuration` with the domain's own settings in its `domain:` section."""
     namespace = {

@@ -1,0 +1,85 @@
+"""Shared by all tests: one thread, small configurations, and the command line as users call it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+TESTS = Path(__file__).parent
+# Variables by which a launcher tells a process its rank; a program started from a test is not part of the test's job.
+_LAUNCHER_PREFIXES = ("PMI", "PMIX", "OMPI", "HYDRA", "MPI_", "SLURM")
+
+SMALL = [
+    "--steps=1600",
+    "--set=ppo.copies=4",
+    "--set=ppo.rollout_length=50",
+    "--set=ppo.minibatch_size=100",
+    "--set=predictor.interval=800",
+    "--set=predictor.epochs=2",
+    "--set=dataset.steps=400",
+    "--set=dataset.copies=2",
+    "--set=policy.recurrent_size=16",
+    "--set=policy.hidden_sizes=[16]",
+    "--set=predictor.recurrent_size=16",
+    "--set=evaluation.interval=400",
+    "--set=evaluation.episodes=2",
+    "--set=evaluation.handcoded_episodes=2",
+]
+"""A whole run in seconds: two AIP trainings, four evaluations."""
+
+
+class CommandLine:
+    """Runs `python -m dials_mpi …` in a folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER_PREFIXES)
+        }
+        self.environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+
+    def start(self, *arguments: str, ranks: int = 0, **environment: str) -> subprocess.Popen:
+        """Starts the program, under mpirun if `ranks` is given; output is captured as text."""
+        command = [sys.executable, "-m", "dials_mpi", *arguments]
+        if ranks:
+            command = [mpirun(), "-n", str(ranks), *command]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *arguments: str, ranks: int = 0, **environment: str) -> subprocess.CompletedProcess:
+        process = self.start(*arguments, ranks=ranks, **environment)
+        try:
+            out, error = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+def mpirun() -> str:
+    """The launcher beside this Python (MPI from a wheel), else the one on PATH. Tests that need it fail without one."""
+    beside = Path(sys.executable).with_name("mpirun")
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    assert found, "no mpirun: install an MPI, for example with pip install 'dials_mpi[mpi]'"
+    return found
+
+
+@pytest.fixture
+def command_line(tmp_path) -> CommandLine:
+    return CommandLine(tmp_path)

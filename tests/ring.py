@@ -1,0 +1,111 @@
+"""A domain of a user's own, as small as one can be: N agents in a ring, each told by its left neighbour.
+
+Agent i holds one bit, the influence source of the last step: whether its left neighbour chose action 1. It is paid 1
+for choosing the action that equals its own bit. There is no other randomness than the first bits. Used by the tests as
+`--env ring:Ring`, through the extension point that users have.
+"""
+
+import numpy as np
+
+from dials_mpi.simulators.interface import Domain, GlobalSimulator, Influence, LocalSimulator, Step
+
+
+class _Bits:
+    """[K, B] bits and what agents see of them: the bit and its complement."""
+
+    def __init__(self, n_agents: int, copies: int):
+        self._shape = (n_agents, copies)
+
+    def local_states(self):
+        return np.stack([self._bits, 1 - self._bits], axis=-1).astype(np.uint8)
+
+    def _step(self, actions, sources) -> Step:
+        rewards = (actions == self._bits).astype(np.float32)
+        self._bits = sources.astype(np.uint8)
+        return Step(self.local_states(), rewards)
+
+
+class RingGlobalSimulator(_Bits, GlobalSimulator):
+    def seed(self, generators):
+        self._generators = generators
+
+    def reset(self):
+        draws = [generator.integers(2, size=self._shape[0]) for generator in self._generators]
+        self._bits = np.stack(draws, axis=1).astype(np.uint8)
+        return self.local_states()
+
+    def step(self, actions):
+        if actions is None:
+            actions = self._bits
+        self._sources = np.roll(actions, 1, axis=0).astype(np.uint8)
+        return self._step(actions, self._sources)
+
+    def influence_sources(self):
+        return self._sources[..., None]
+
+
+class RingLocalSimulator(_Bits, LocalSimulator):
+    def seed(self, generators):
+        self._generators = generators
+
+    def reset(self):
+        draws = [generator.integers(2, size=self._shape[1]) for generator in self._generators]
+        self._bits = np.stack(draws).astype(np.uint8)
+        return self.local_states()
+
+    def step(self, actions, influence_sources):
+        return self._step(actions, influence_sources[..., 0])
+
+
+class Ring(Domain):
+    name = "ring"
+    controllers = ("copy",)
+    n_actions = 2
+    observation_size = 2
+    horizon = 10
+    influence = Influence(sources=1, classes=2, local_state_size=2)
+
+    def global_simulator(self, copies, controller=None):
+        return RingGlobalSimulator(self.n_agents, copies)
+
+    def local_simulator(self, agents, copies):
+        return RingLocalSimulator(len(agents), copies)
+
+
+class Uninfluenced(Ring):
+    """Without influence sources: good for mode gs alone."""
+
+    influence = None
+
+
+class Incomplete(Domain):
+    """Lacks `local_simulator`."""
+
+    name = "incomplete"
+
+    def global_simulator(self, copies, controller=None):
+        raise AssertionError("never called")
+
+
+class FailingLocalSimulator(RingLocalSimulator):
+    def step(self, actions, influence_sources):
+        raise RuntimeError("the conveyor belt is stuck")
+
+
+class Failing(Ring):
+    """Raises in the local simulator of the last agent, so on the rank that owns it."""
+
+    def local_simulator(self, agents, copies):
+        failing = self.n_agents - 1 in agents
+        return (FailingLocalSimulator if failing else RingLocalSimulator)(len(agents), copies)
+
+
+class Forgetful(Ring):
+    """Breaks a promise: its local simulator draws from no stream."""
+
+    def local_simulator(self, agents, copies):
+        simulator = RingLocalSimulator(len(agents), copies)
+        simulator.seed = lambda generators: RingLocalSimulator.seed(
+            simulator, [np.random.default_rng() for _ in generators]
+        )
+        return simulator

@@ -1,0 +1,226 @@
+"""The program as users start it: runs, files, and every kind of bad input with its line and exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import psutil
+import pytest
+import yaml
+from conftest import SMALL
+
+from dials_mpi.runs.clock import PHASES
+from dials_mpi.runs.metrics import read_metrics
+from dials_mpi.runs.policies import load_policies
+
+
+def one_line(result: subprocess.CompletedProcess) -> str:
+    """The program's own lines on standard error; launchers add theirs."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("dials_mpi:")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def test_help_imports_neither_torch_nor_mpi(command_line):
+    check = (
+        "import sys; sys.argv = ['dials_mpi', '--help']\n"
+        "try:\n    import dials_mpi.__main__ as m; m.main()\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "assert not {'torch', 'mpi4py', 'h5py'} & set(sys.modules), 'heavy imports'\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", check], env=command_line.environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    for word in ("--env", "--set KEY=VALUE", "untrained-dials", "mpirun -n 5", "Exit codes"):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "env: no domain given; try --env warehouse"),
+        (["--env", "warehous"], "env: 'warehous' is no domain; choose warehouse"),
+        (["--env", "warehouse", "--agents", "26"], "agents: 26 agents make no m×m grid; the nearest that do: 25 or 36"),
+        (["--env", "warehouse", "--set", "ppo.copies=0"], "ppo.copies: 0: Input should be greater than or equal to 1"),
+        (["--env", "warehouse", "--set", "ppo.lr=1"], "ppo.lr: unknown key (--set ppo.lr=1)"),
+        (["--env", "warehouse", "--set", "ppo.clip"], "--set ppo.clip: write it as key=value"),
+        (["--env", "warehouse", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["--env", "warehouse", "--step", "10"], "unrecognized arguments: --step 10"),
+        (["--env", "ring:Incomplete"], "env: 'ring:Incomplete': Incomplete lacks local_simulator"),
+        (["--env", "ring:Uninfluenced"], "mode: dials needs a domain with influence sources; try --mode gs"),
+        (["--env", "warehouse", "--config", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(command_line, arguments, message):
+    result = command_line(*arguments)
+    assert one_line(result).startswith(f"dials_mpi: {message}")
+    assert result.stderr.count("\n") == 1
+    assert result.returncode == 2
+    assert not (command_line.folder / "runs").exists(), "nothing half-written"
+
+
+def test_bad_input_on_many_ranks_is_still_one_line(command_line):
+    for arguments in (["--env", "warehouse", "--agents", "26"], ["--env", "warehouse", "--steps", "x"]):
+        result = command_line(*arguments, ranks=3)
+        assert one_line(result).startswith("dials_mpi: a")
+        assert result.returncode == 2
+
+
+def test_agents_default_to_ranks_minus_one(command_line):
+    result = command_line("--env", "warehouse", ranks=3)
+    assert one_line(result) == "dials_mpi: agents: 2 agents make no m×m grid; the nearest that do: 1 or 4"
+    assert result.returncode == 2
+
+
+def test_communicator_of_another_size_than_launched_is_refused(command_line):
+    result = command_line("--env", "warehouse", OMPI_COMM_WORLD_SIZE="26", OMPI_COMM_WORLD_RANK="0")
+    assert "the launcher started 26 processes (OMPI_COMM_WORLD_SIZE) but MPI connects 1" in one_line(result)
+    assert result.returncode == 2
+
+
+def test_existing_run_directory_is_refused_and_untouched(command_line):
+    folder = command_line.folder / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("precious")
+    result = command_line("--env", "warehouse", "--name", "mine")
+    assert one_line(result).startswith("dials_mpi: runs/mine: this run directory exists already; choose another --name")
+    assert result.returncode == 2
+    assert [file.name for file in folder.iterdir()] == ["config.yaml"]
+    assert (folder / "config.yaml").read_text() == "precious"
+
+
+def test_run_directory_that_cannot_be_written_is_refused(command_line):
+    """On a file system without write permission; root may write anywhere else."""
+    result = command_line("--env", "warehouse", "--runs", "/proc/runs")
+    assert one_line(result).startswith("dials_mpi: /proc/runs")
+    assert "cannot be written" in one_line(result)
+    assert "choose another --runs folder" in one_line(result)
+    assert result.returncode == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders; see the test above")
+def test_read_only_folder_is_refused(command_line):
+    command_line.folder.chmod(0o555)
+    assert "Permission denied" in one_line(command_line("--env", "warehouse"))
+
+
+@pytest.mark.parametrize("mode", ["dials", "untrained-dials", "gs"])
+def test_a_run_leaves_a_complete_directory(command_line, mode):
+    result = command_line("--env", "warehouse", "--mode", mode, "--name", "run", "--seed", "3", *SMALL)
+    assert result.returncode == 0, result.stderr
+    folder = command_line.folder / "runs" / "run"
+    configuration = yaml.safe_load((folder / "config.yaml").read_text())
+    assert configuration["mode"] == mode
+    assert configuration["ppo"]["discount"] == 0.99, "complete, not only what was given"
+
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["state"] == "finished"
+    assert facts["ranks"] == 1
+    assert set(facts["versions"]) >= {"python", "torch", "mpi4py", "numpy"}
+    assert set(facts["summary"]["phases"]) == set(PHASES)
+    assert facts["summary"]["agent_steps"] == 4 * 1600
+    assert len(facts["summary"]["memory_mib_per_rank"]) == 1
+
+    metrics = read_metrics(folder)
+    evaluations = [record for record in metrics if record["phase"] == "evaluate"]
+    assert [record["step"] for record in evaluations] == [0, 400, 800, 1200, 1600]
+    assert all(len(record["per_agent"]["mean_return"]) == 4 for record in evaluations)
+    assert [record["controller"] for record in metrics if record["phase"] == "reference"] == ["closest", "oldest"]
+    learned = [record for record in metrics if record["phase"] == "learn"]
+    assert {"approx_kl", "clip_fraction", "explained_variance", "entropy"} <= set(learned[0]["per_agent"])
+    times = [json.loads(line)["seconds"] for line in (folder / "timing.jsonl").read_text().splitlines()]
+    assert len(times) == len(metrics)
+    assert times == sorted(times)
+
+    trainings = [record for record in metrics if record["phase"] == "aip"]
+    files = sorted((folder / "influence").iterdir())
+    if mode == "dials":
+        assert [record["step"] for record in trainings] == [0, 800]
+        assert [file.name for file in files] == [f"agent_{agent:04d}.h5" for agent in range(4)]
+        with h5py.File(files[2]) as file:
+            assert file["round_0001"].attrs["step"] == 800
+            assert file["round_0001/history"].shape == (400, 37)
+            after = file["round_0001"].attrs["cross_entropy_after"]
+        assert trainings[1]["per_agent"]["cross_entropy_after"][2] == pytest.approx(float(after), abs=1e-6)
+    else:
+        assert trainings == []
+        assert files == []
+    step, parameters = load_policies(folder / "policies.npz")
+    assert step == 1600
+    assert parameters.shape[0] == 4
+    assert np.isfinite(parameters).all()
+    for phase in ("simulate", "ppo_update", "evaluate", "peak memory per rank", "per second and core"):
+        assert phase in result.stdout
+
+
+def test_a_users_own_domain_with_feed_forward_networks_and_bernoulli_sources(command_line):
+    result = command_line(
+        "--env=ring:Ring", "--agents=3", "--name=r", "--steps=2000", "--set=ppo.sequence_length=1",
+        "--set=ppo.rollout_length=20", "--set=ppo.minibatch_size=80", "--set=ppo.copies=4",
+        "--set=evaluation.interval=1000", "--set=dataset.steps=200", ranks=2,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    metrics = read_metrics(command_line.folder / "runs" / "r")
+    assert metrics[0]["controller"] == "copy"
+    assert metrics[0]["mean_return"] == 10
+    assert next(record for record in metrics if record["phase"] == "aip")["cross_entropy_before"] == pytest.approx(
+        np.log(2), abs=0.01
+    )
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(command_line):
+    result = command_line("--env", "warehouse", "--agents", "9", "--dry-run", *SMALL, ranks=3)
+    assert result.returncode == 0, result.stderr
+    for text in ("border: scripted", "keeps what the interface promises", "3 ranks: rank 0", "memory:", "time: about"):
+        assert text in result.stdout
+    assert list(command_line.folder.iterdir()) == []
+
+
+def test_an_exception_on_one_rank_ends_the_job_with_one_message(command_line):
+    begin = time.monotonic()
+    result = command_line("--env", "ring:Failing", "--agents", "3", "--name", "f", *RING, ranks=3)
+    assert time.monotonic() - begin < 60, "a hanging job would be ended by the test's own limit"
+    line = one_line(result)
+    assert "rank 2 failed in phase simulate: RuntimeError: the conveyor belt is stuck" in line
+    assert "failure_rank_2.txt" in line
+    assert result.returncode not in (0, 2)
+    folder = command_line.folder / "runs" / "f"
+    assert "conveyor belt" in (folder / "failure_rank_2.txt").read_text()
+    assert read_metrics(folder)[0]["phase"] == "reference", "what was saved stays readable"
+
+
+RING = ["--set=ppo.sequence_length=50", "--set=dataset.steps=200"]
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_killed_rank_ends_the_job(command_line, victim):
+    process = command_line.start("--env", "warehouse", "--agents", "4", "--name", "k", "--steps", "100000000", ranks=3)
+    metrics = command_line.folder / "runs" / "k" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and "evaluate" in metrics.read_text(), process)
+    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "dials_mpi" in " ".join(p.cmdline())]
+    ranks = {int(p.environ()[RANK]): p for p in ranks if RANK in p.environ()}
+    assert sorted(ranks) == [0, 1, 2]
+    ranks[victim].send_signal(signal.SIGKILL)
+    begin = time.monotonic()
+    process.communicate(timeout=60)
+    assert time.monotonic() - begin < 30
+    assert process.returncode != 0
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in ranks.values()), "nobody is left over"
+    assert read_metrics(command_line.folder / "runs" / "k")
+
+
+RANK = "PMI_RANK"
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.2)

@@ -1,0 +1,223 @@
+"""Configuration: layers, and one line for every kind of bad value."""
+
+import numpy as np
+import pytest
+import yaml
+
+from dials_mpi.algorithms.session import plan
+from dials_mpi.config import load_yaml, parse_override, resolve
+from dials_mpi.errors import UserError
+from dials_mpi.parallel.launcher import check_size, launched_rank
+from dials_mpi.parallel.layout import Layout
+from dials_mpi.simulators.conformance import check_domain
+from dials_mpi.simulators.noise import NoiseBuffer
+from dials_mpi.simulators.registry import BUILT_IN, configuration_file, domain_class, make_domain
+from dials_mpi.streams import stream
+
+
+def configuration(*overrides: str, env="warehouse"):
+    return resolve([("--env", {"env": env}), *((f"--set {text}", parse_override(text)) for text in overrides)], 4)
+
+
+@pytest.mark.parametrize("env", BUILT_IN)
+def test_shipped_configurations_are_valid(env):
+    folder = configuration_file(env).parent
+    files = sorted(folder.glob(f"{env}*.yaml"))
+    assert folder / f"{env}_paper.yaml" in files
+    for file in files:
+        assert resolve([(str(file), load_yaml(file))], 4).env == env
+
+
+def test_paper_configuration_has_the_published_values():
+    file = configuration_file("warehouse").with_name("warehouse_paper.yaml")
+    c = resolve([(str(file), load_yaml(file))], 4)
+    assert (c.steps, c.predictor.interval) == (4_000_000, 4_000_000)
+    assert (c.policy.recurrent_size, c.policy.hidden_sizes, c.policy.activation) == (256, (128,), "relu")
+    ppo = c.ppo
+    assert (ppo.copies, c.rollout_steps) == (1, 128)
+    assert (ppo.epochs, ppo.minibatch_size, ppo.sequence_length) == (3, 32, 8)
+    assert (ppo.discount, ppo.gae_lambda, ppo.learning_rate, ppo.clip) == (0.99, 0.95, 2.5e-4, 0.1)
+    assert (ppo.clip_values, ppo.anneal_clip, ppo.max_gradient_norm) == (True, True, None)
+    assert ppo.entropy_coefficient == 0.01
+
+
+def test_later_layers_win_key_by_key():
+    c = resolve(
+        [
+            ("a", {"env": "warehouse", "ppo": {"copies": 3}}),
+            ("b", {"ppo": {"learning_rate": 0.5}}),
+            ("c", {"agents": 9}),
+        ],
+        default_agents=4,
+    )
+    assert (c.ppo.copies, c.ppo.learning_rate, c.agents) == (3, 0.5, 9)
+    assert c.ppo.epochs == configuration().ppo.epochs, "what nobody says comes from the domain's own file"
+
+
+def test_resolved_configuration_reads_back_the_same():
+    c = configuration("domain.border=none", "seed=3")
+    assert resolve([("config.yaml", yaml.safe_load(c.to_yaml()))], 1) == c
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "ppo.learning_rat=1",
+            "ppo.learning_rat: unknown key (--set ppo.learning_rat=1); did you mean ppo.learning_rate?",
+        ),
+        ("lambda=1", "lambda: unknown key (--set lambda=1); known here: agents, dataset, domain,"),
+        ("gae_lambda=1", "gae_lambda: unknown key (--set gae_lambda=1); did you mean ppo.gae_lambda?"),
+        ("domain.boarder=none", "domain.boarder: unknown key (--set domain.boarder=none); did you mean domain.border?"),
+        ("ppo.learning_rate=-1", "ppo.learning_rate: -1: Input should be greater than 0 (--set ppo.learning_rate=-1)"),
+        ("ppo.learning_rate=fast", "ppo.learning_rate: 'fast': Input should be a valid number"),
+        ("ppo.learning_rate=.nan", "ppo.learning_rate: nan: Input should be a finite number"),
+        ("ppo.copies=0", "ppo.copies: 0: Input should be greater than or equal to 1 (--set ppo.copies=0)"),
+        ("seed=1.5", "seed: 1.5: Input should be a valid integer"),
+        ("domain.border=wall", "domain.border: 'wall': Input should be 'scripted' or 'none'"),
+        ("mode=fast", "mode: 'fast': Input should be 'dials', 'untrained-dials' or 'gs'"),
+        ("ppo=3", "ppo: 3: Input should be a valid dictionary"),
+        (
+            "ppo.sequence_length=33",
+            "ppo: sequence_length 33 must divide rollout_length 50",
+        ),
+        ("ppo.minibatch_size=70", "ppo: minibatch_size 70 must be a multiple of sequence_length 50"),
+        ("policy.hidden_sizes=[0]", "policy: hidden_sizes [0] must be positive"),
+    ],
+)
+def test_bad_values_are_named_with_place_and_remedy(override, message):
+    with pytest.raises(UserError) as error:
+        configuration(override)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("ppo: {copies: 2", "line 1: no valid YAML"),
+        ("- a\n- b\n", "a configuration is a mapping of keys to values, not list"),
+        ("!!python/object/apply:os.system ['true']", "no valid YAML"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, content, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        load_yaml(file)
+    assert str(file) in str(error.value)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.yaml: cannot be read: No such file"):
+        load_yaml(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("warehous", "'warehous' is no domain; choose warehouse"),
+        ("nowhere.to_be_found:Domain", "No module named 'nowhere'"),
+        ("ring:Rong", "Rong in ring is not a subclass"),
+        ("ring:Incomplete", "Incomplete lacks local_simulator"),
+    ],
+)
+def test_bad_domains_are_named(env, message):
+    with pytest.raises(UserError, match=message):
+        domain_class(env)
+
+
+def test_a_domain_that_forgets_an_attribute_is_named(monkeypatch):
+    cls = domain_class("ring:Ring")
+    monkeypatch.delattr(cls, "horizon")
+    with pytest.raises(UserError, match="Ring does not set 'horizon'"):
+        make_domain("ring:Ring", 3, cls.Settings())
+
+
+def test_conformance_check_finds_a_broken_promise():
+    check_domain(make_domain("ring:Ring", 3, domain_class("ring:Ring").Settings()))
+    with pytest.raises(UserError, match="the same seeds give another episode"):
+        check_domain(make_domain("ring:Forgetful", 3, domain_class("ring:Forgetful").Settings()))
+
+
+@pytest.mark.parametrize(("n_agents", "n_ranks"), [(4, 1), (4, 2), (4, 3), (4, 5), (25, 3), (25, 26), (100, 27)])
+def test_layout_gives_every_agent_one_owner_in_balanced_blocks(n_agents, n_ranks):
+    layout = Layout(n_agents, n_ranks)
+    owned = [list(layout.agents(rank)) for rank in range(n_ranks)]
+    assert [agent for block in owned for agent in block] == list(range(n_agents))
+    if n_ranks > 1:
+        assert owned[0] == []
+        sizes = [len(block) for block in owned[1:]]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_ranks_without_work_are_refused():
+    with pytest.raises(UserError, match="7 ranks for 4 agents leave 2 without work; start at most 5"):
+        Layout(4, 7)
+
+
+@pytest.mark.parametrize(
+    ("environment", "size", "fits"),
+    [
+        ({}, 1, True),
+        ({"PMI_SIZE": "4"}, 4, True),
+        ({"PMI_SIZE": "4"}, 1, False),
+        ({"OMPI_COMM_WORLD_SIZE": "3"}, 1, False),
+        ({"SLURM_STEP_NUM_TASKS": "5"}, 1, False),
+        ({"SLURM_STEP_NUM_TASKS": "1", "PMI_SIZE": "5"}, 5, True),  # mpirun inside a Slurm job
+        ({"SLURM_NTASKS": "5"}, 1, True),  # a batch script that starts one process itself
+    ],
+)
+def test_communicator_that_contradicts_the_launcher_is_refused(environment, size, fits):
+    if fits:
+        check_size(size, environment)
+    else:
+        with pytest.raises(UserError, match=rf"the launcher started \d processes .* but MPI connects {size}"):
+            check_size(size, environment)
+
+
+def test_launched_rank():
+    assert launched_rank({}) == 0
+    assert launched_rank({"OMPI_COMM_WORLD_RANK": "3"}) == 3
+    assert launched_rank({"PMI_RANK": "2", "SLURM_PROCID": "0"}) == 2
+
+
+@pytest.mark.parametrize(("steps", "evaluation", "interval"), [(1600, 400, 800), (1000, 300, 700), (90, 400, 4000)])
+def test_plan_covers_every_update_once(steps, evaluation, interval):
+    c = configuration(
+        f"steps={steps}", f"evaluation.interval={evaluation}", f"predictor.interval={interval}", "ppo.copies=2",
+        "ppo.minibatch_size=100",
+    )  # fmt: skip
+    segments = plan(c)
+    updates = [update for segment in segments for update in segment.updates]
+    assert updates == list(range(-(-steps // 100)))
+    assert [segment.index for segment in segments] == list(range(len(segments)))
+    assert [s.updates.start for s in segments if s.round is not None] == list(
+        range(0, len(updates), -(-interval // 100))
+    )
+    assert [s.round for s in segments if s.round is not None] == list(range(sum(s.round is not None for s in segments)))
+    assert segments[-1].evaluates
+
+
+def test_streams_differ_by_every_part_of_their_name():
+    keys = [
+        (seed, purpose, member, round_)
+        for seed in (0, 1)
+        for purpose in ("collect/actions", "train/actions")
+        for member in (0, 1)
+        for round_ in (0, 1)
+    ]
+    draws = {stream(*key).random() for key in keys}
+    assert len(draws) == len(keys)
+    assert stream(*keys[3]).random() == stream(*keys[3]).random()
+    with pytest.raises(KeyError):
+        stream(0, "train/action")
+
+
+def test_noise_of_a_stream_depends_on_nothing_else():
+    def draw(members, steps):
+        buffer = NoiseBuffer([stream(0, "train/actions", m) for m in members], (3, 2))
+        return np.stack([buffer.next().copy() for _ in range(steps)])
+
+    alone, among_many = draw([7], 500), draw(range(300), 500)
+    assert np.array_equal(alone[:, 0], among_many[:, 7])

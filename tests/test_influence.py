@@ -1,0 +1,221 @@
+"""AIPs and their datasets: they learn the true conditional, and files survive what may happen."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from dials_mpi.config import NetworkSettings, PredictorSettings
+from dials_mpi.influence import dataset as dataset_module
+from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
+from dials_mpi.influence.collection import collect, episodes_and_batches
+from dials_mpi.influence.dataset import InfluenceDataset, write_round
+from dials_mpi.influence.predictor import InfluencePredictor, train
+from dials_mpi.learning.policy import Policy
+from dials_mpi.simulators.interface import Influence
+from dials_mpi.simulators.warehouse import Warehouse, WarehouseSettings
+from dials_mpi.streams import streams
+
+SMALL = {"hidden_sizes": (16,), "learning_rate": 1e-2, "epochs": 60, "minibatch_size": 400}
+
+
+def made_up_dataset(n_agents, influence: Influence, rule, episodes=60, horizon=20) -> InfluenceDataset:
+    """Random local states; sources from `rule(generator, history [E, T, D])` → [E, T, U], a stream per agent."""
+    data = InfluenceDataset.empty(n_agents, episodes, horizon, influence)
+    for agent in range(n_agents):
+        generator = np.random.default_rng(agent)
+        data.history[agent] = generator.integers(2, size=data.history.shape[1:])
+        data.influence_sources[agent] = rule(generator, data.history[agent])
+        data.actions[agent] = 0
+    return data
+
+
+def entropy(p) -> float:
+    p = np.asarray(p)
+    return float(-(p * np.log(p)).sum())
+
+
+def test_feed_forward_bernoulli_predictor_finds_the_conditional():
+    """P(u = 1 | x) = 0.9 if the first bit is set, else 0.2: cross-entropy falls to the conditional entropy."""
+    influence = Influence(sources=2, classes=2, local_state_size=3)
+
+    def rule(generator, history):
+        chance = np.where(history[..., :1] == 1, 0.9, 0.2)
+        return generator.random((*history.shape[:2], 2)) < chance
+
+    data = made_up_dataset(2, influence, rule, episodes=400)
+    predictor = InfluencePredictor(range(2), influence, PredictorSettings(**SMALL), seed=0)
+    before, after = train(predictor, data, 0.2, np.random.default_rng(0))
+    np.testing.assert_allclose(before, np.log(2), atol=0.01)
+    exact = (entropy([0.9, 0.1]) + entropy([0.2, 0.8])) / 2
+    np.testing.assert_allclose(after, exact, atol=0.02)
+
+
+def test_recurrent_categorical_predictor_remembers():
+    """The source is the local state of two steps ago: only a memory can tell, and then it is certain."""
+    influence = Influence(sources=1, classes=3, local_state_size=2)
+
+    def rule(generator, history):
+        del generator
+        earlier = np.zeros((*history.shape[:2], 1), np.uint8)
+        earlier[:, 2:, 0] = history[:, :-2].sum(axis=-1)
+        return earlier
+
+    data = made_up_dataset(1, influence, rule, episodes=200)
+    settings = PredictorSettings(**{**SMALL, "recurrent_size": 16, "hidden_sizes": ()})
+    after = train(InfluencePredictor([0], influence, settings, 0), data, 0.1, np.random.default_rng(0))[1]
+    assert after[0] < 0.1
+    blind = InfluencePredictor([0], influence, PredictorSettings(**SMALL), 0)
+    assert train(blind, data, 0.1, np.random.default_rng(0))[1][0] > 0.8
+
+
+@pytest.mark.parametrize("recurrent", [0, 16])
+def test_training_in_a_block_equals_training_alone(recurrent):
+    """Early stopping included: agents of one block stop at different epochs."""
+    influence = Influence(sources=2, classes=4, local_state_size=5)
+
+    def rule(generator, history):
+        return np.minimum(history[..., :2] + (generator.random((*history.shape[:2], 2)) < 0.3), 3)
+
+    data = made_up_dataset(4, influence, rule)
+    settings = PredictorSettings(**{**SMALL, "recurrent_size": recurrent, "patience": 2})
+    block = InfluencePredictor(range(4), influence, settings, seed=3)
+    losses = train(block, data, 0.1, np.random.default_rng(0))
+    for agent in range(4):
+        alone = InfluencePredictor([agent], influence, settings, seed=3)
+        mine = InfluenceDataset(**{name: array[agent : agent + 1] for name, array in data.arrays().items()})
+        result = train(alone, mine, 0.1, np.random.default_rng(0))
+        assert torch.equal(alone.network.parameters[0], block.network.parameters[agent])
+        assert [loss[0] for loss in result] == [loss[agent] for loss in losses]
+
+
+def test_training_never_makes_a_predictor_worse_on_held_out_episodes():
+    influence = Influence(sources=1, classes=2, local_state_size=4)
+    data = made_up_dataset(3, influence, lambda g, h: g.random((*h.shape[:2], 1)) < 0.5, episodes=10)
+    settings = PredictorSettings(**{**SMALL, "learning_rate": 0.1})
+    before, after = train(InfluencePredictor(range(3), influence, settings, 0), data, 0.2, np.random.default_rng(0))
+    assert (after <= before).all()
+
+
+def test_sampled_sources_follow_the_prediction():
+    for classes in (2, 3):
+        influence = Influence(sources=1, classes=classes, local_state_size=2)
+        predictor = InfluencePredictor([0], influence, PredictorSettings(hidden_sizes=()), 0)
+        predictor.network.parameters[0, -(classes if classes > 2 else 1) :] = torch.tensor([1.0, 0.0, -1.0])[
+            : classes if classes > 2 else 1
+        ]
+        noise = predictor.noise(streams(0, "train/influence", [0]), 20000)
+        sources, _ = predictor.sample(torch.zeros(1, 20000, 2), None, noise)
+        share = np.bincount(sources.ravel(), minlength=classes) / 20000
+        expected = torch.softmax(torch.tensor([1.0, 0.0, -1.0]), 0) if classes > 2 else torch.tensor([0.2689, 0.7311])
+        np.testing.assert_allclose(share, expected, atol=0.015)
+
+
+def test_augmented_simulator_wipes_the_predictors_memory_between_episodes():
+    domain = Warehouse(4, WarehouseSettings())
+    settings = PredictorSettings(recurrent_size=8, hidden_sizes=())
+    predictor = InfluencePredictor([1, 2], domain.influence, settings, 0)
+    simulator = InfluenceAugmentedSimulator(domain.local_simulator([1, 2], 3), predictor, 3)
+    seen = []
+    sample = predictor.sample
+    predictor.sample = lambda x, state, noise: (seen.append(state.abs().max().item()), sample(x, state, noise))[1]
+    simulator.seed(streams(0, "train/simulator", [1, 2]), streams(0, "train/influence", [1, 2]))
+    for _ in range(2):
+        simulator.reset()
+        for _ in range(3):
+            simulator.step(np.zeros((2, 3), np.int64))
+    assert [value == 0 for value in seen] == [True, False, False, True, False, False]
+
+
+def test_collected_rows_pair_the_state_before_a_step_with_the_sources_of_that_step():
+    """Replayed in the LS, a dataset's sources and actions lead from each of its local states to the next."""
+    domain = Warehouse(4, WarehouseSettings(item_probability=0.0))
+    policy = Policy(range(4), 37, 4, NetworkSettings(hidden_sizes=(8,)), seed=0)
+    (data,) = collect(domain, policy, steps=300, copies=3, seed=0, round_=0)
+    ls = domain.local_simulator(range(4), 3)
+    ls.seed(streams(0, "train/simulator", range(4)))
+    ls.reset()
+    for t in range(domain.horizon):
+        assert np.array_equal(ls.local_states(), data.history[:, :, t])
+        ls.step(data.actions[:, :, t], data.influence_sources[:, :, t])
+    assert (data.influence_sources < 3).any(), "somebody stood on a shared shelf"
+
+
+@pytest.mark.parametrize(
+    ("steps", "copies", "expected"), [(1000, 4, [4, 4, 2]), (1000, 50, [10]), (950, 5, [5, 5]), (1, 3, [1])]
+)
+def test_dataset_size_is_rounded_up_to_whole_episodes(steps, copies, expected):
+    assert episodes_and_batches(steps, copies, horizon=100) == (sum(expected), expected)
+
+
+@pytest.fixture
+def small_dataset():
+    influence = Influence(sources=2, classes=4, local_state_size=5)
+    return made_up_dataset(3, influence, lambda g, h: g.integers(4, size=(*h.shape[:2], 2)), episodes=4, horizon=6)
+
+
+ATTRIBUTES = {
+    "domain": "made up",
+    "agent": 1,
+    "n_agents": 3,
+    "seed": 9,
+    "step": 800,
+    "cross_entropy_before": np.float32(1.4),
+    "cross_entropy_after": np.float32(0.5),
+}
+
+
+def test_hdf5_file_describes_itself_and_needs_only_h5py(tmp_path, small_dataset):
+    path = tmp_path / "agent_0001.h5"
+    write_round(path, small_dataset, 1, 0, ATTRIBUTES)
+    with h5py.File(path) as file:
+        assert dict(file.attrs) == {
+            "schema": "dials_mpi influence dataset",
+            "schema_version": 1,
+            **{key: ATTRIBUTES[key] for key in ("domain", "agent", "n_agents", "seed")},
+        }
+        group = file["round_0000"]
+        assert group.attrs["step"] == 800
+        assert group.attrs["round"] == 0
+        assert group.attrs["cross_entropy_after"] == np.float32(0.5)
+        assert group["history"].attrs["axes"] == "step, local state bit"
+        assert group["history"].compression == "gzip"
+        assert np.array_equal(group["history"], small_dataset.history[1].reshape(24, 5))
+        assert np.array_equal(group["influence_sources"], small_dataset.influence_sources[1].reshape(24, 2))
+        assert np.array_equal(group["actions"], small_dataset.actions[1].ravel())
+        assert group["episode_starts"][:].tolist() == [0, 6, 12, 18]
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(0, [0, 1, 2, 3]), (1, [3]), (2, [2, 3]), (9, [0, 1, 2, 3])])
+def test_old_rounds_are_kept_or_pruned(tmp_path, small_dataset, keep, expected):
+    path = tmp_path / "agent.h5"
+    for round_ in range(4):
+        write_round(path, small_dataset, 0, round_, ATTRIBUTES, keep=keep)
+    with h5py.File(path) as file:
+        assert list(file) == [f"round_{round_:04d}" for round_ in expected]
+
+
+def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path, small_dataset, monkeypatch):
+    path = tmp_path / "agent.h5"
+    write_round(path, small_dataset, 0, 0, ATTRIBUTES)
+    before = path.read_bytes()
+
+    def crash(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(dataset_module, "replace_durably", crash)
+    with pytest.raises(OSError, match="No space"):
+        write_round(path, small_dataset, 0, 1, ATTRIBUTES)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    write_round(path, small_dataset, 0, 1, ATTRIBUTES)
+    with h5py.File(path) as file:
+        assert list(file) == ["round_0000", "round_0001"]
+
+
+def test_writing_a_round_again_replaces_it(tmp_path, small_dataset):
+    path = tmp_path / "agent.h5"
+    write_round(path, small_dataset, 0, 0, ATTRIBUTES)
+    write_round(path, small_dataset, 2, 0, ATTRIBUTES)
+    with h5py.File(path) as file:
+        assert np.array_equal(file["round_0000/history"], small_dataset.history[2].reshape(24, 5))

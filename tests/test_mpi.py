@@ -1,0 +1,149 @@
+"""The MPI part: the same tests at 1, 2, 3 and 5 ranks, on sub-communicators of what mpirun started.
+
+mpirun -n 5 python -m pytest --with-mpi
+"""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import SMALL
+from mpi4py import MPI
+
+from dials_mpi import cli
+from dials_mpi.errors import UserError
+from dials_mpi.parallel.exchange import Exchange
+from dials_mpi.parallel.layout import Layout
+from dials_mpi.parallel.waiting import wait
+from dials_mpi.run import run
+from dials_mpi.runs.clock import Clock
+from dials_mpi.runs.metrics import read_metrics
+
+WORLD = MPI.COMM_WORLD
+SIZES = [size for size in (1, 2, 3, 5) if size <= WORLD.size]
+
+pytestmark = pytest.mark.mpi
+
+
+@contextlib.contextmanager
+def sub_communicator(size: int):
+    """The first `size` ranks of the world, None on the others; all meet again at the end."""
+    comm = WORLD.Split(0 if WORLD.rank < size else MPI.UNDEFINED, WORLD.rank)
+    try:
+        yield None if comm == MPI.COMM_NULL else comm
+    finally:
+        wait(WORLD.Ibarrier())
+        if comm != MPI.COMM_NULL:
+            comm.Free()
+
+
+@pytest.fixture
+def shared_folder():
+    """A folder that all ranks see."""
+    path = WORLD.bcast(tempfile.mkdtemp(prefix="dials_mpi_test_") if WORLD.rank == 0 else None)
+    yield Path(path)
+    WORLD.barrier()
+    if WORLD.rank == 0:
+        shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.int64])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (300, 41, 7)])
+@pytest.mark.parametrize("n_agents", [5, 9])
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_come_to_their_owners_and_back(size, n_agents, shape, dtype):
+    with sub_communicator(size) as comm:
+        if comm is None:
+            return
+        layout = Layout(n_agents, size)
+        exchange = Exchange(comm, layout, Clock())
+        everything = np.arange(n_agents * int(np.prod(shape))).astype(dtype).reshape(n_agents, *shape)
+        mine = np.zeros((len(layout.agents(comm.rank)), *shape), dtype)
+        exchange.scatter_rows(everything if comm.rank == 0 else None, mine)
+        assert np.array_equal(mine, everything[list(layout.agents(comm.rank))])
+        back = np.zeros_like(everything) if comm.rank == 0 else None
+        exchange.gather_rows(mine, back)
+        if comm.rank == 0:
+            assert np.array_equal(back, everything)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_reports_are_gathered_in_the_order_of_ranks(size):
+    with sub_communicator(size) as comm:
+        if comm is None:
+            return
+        reports = Exchange(comm, Layout(4, size), Clock()).gather_report(np.array([comm.rank, 0.5]))
+        if comm.rank == 0:
+            assert reports.tolist() == [[rank, 0.5] for rank in range(size)]
+        else:
+            assert reports is None
+
+
+def test_arrays_that_are_not_contiguous_are_refused():
+    exchange = Exchange(MPI.COMM_SELF, Layout(4, 1), Clock())
+    with pytest.raises(ValueError, match="contiguous"):
+        exchange.gather_rows(np.zeros((4, 6))[:, ::2], np.zeros((4, 3)))
+
+
+def test_waiting_costs_next_to_nothing():
+    """A rank that waits for another one uses hardly any processor time."""
+    if WORLD.size == 1:
+        pytest.skip("nobody to wait for")
+    if WORLD.rank == 0:
+        time.sleep(2)
+    begin = time.process_time()
+    wait(WORLD.Ibarrier())
+    used = time.process_time() - begin
+    assert used < 0.2, f"{used} s of CPU in a wait of 2 s"
+
+
+def train(comm, folder: Path, name: str, *arguments: str) -> Path:
+    parsed = cli.parser().parse_args(["--runs", str(folder), "--name", name, *arguments])
+    assert run(comm, parsed) == 0
+    return folder / name
+
+
+@pytest.mark.parametrize("mode", ["dials", "gs"])
+def test_layout_does_not_change_the_result(shared_folder, mode):
+    """Same seed on 1, 2, 3 and 5 ranks: datasets identical, and so are metrics and policies, to the last bit."""
+    folders = []
+    for size in SIZES:
+        with sub_communicator(size) as comm:
+            if comm is not None:
+                arguments = ["--env", "warehouse", "--agents", "4", "--mode", mode, "--seed", "5", *SMALL]
+                folders.append(train(comm, shared_folder, f"ranks{size}", *arguments))
+    if WORLD.rank:
+        return
+    reference, *others = folders
+    assert len(read_metrics(reference)) > 8
+    for other in others:
+        assert (other / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+        with np.load(reference / "policies.npz") as mine, np.load(other / "policies.npz") as yours:
+            assert np.array_equal(mine["parameters"], yours["parameters"])
+        if mode == "dials":
+            for agent in range(4):
+                assert_same_datasets(*(f / "influence" / f"agent_{agent:04d}.h5" for f in (reference, other)))
+
+
+def assert_same_datasets(one: Path, other: Path) -> None:
+    with h5py.File(one) as mine, h5py.File(other) as yours:
+        assert list(mine) == list(yours) == ["round_0000", "round_0001"]
+        for round_ in mine:
+            assert dict(mine[round_].attrs) == dict(yours[round_].attrs)
+            for field in mine[round_]:
+                assert np.array_equal(mine[round_][field], yours[round_][field])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_bad_input_is_raised_on_all_ranks_alike(shared_folder, size):
+    with sub_communicator(size) as comm:
+        if comm is None:
+            return
+        with pytest.raises(UserError, match="26 agents make no m×m grid"):
+            train(comm, shared_folder, "never", "--env", "warehouse", "--agents", "26")
+        assert not (shared_folder / "never").exists()

@@ -1,0 +1,141 @@
+"""PPO: advantages, truncation, independence of agents, and that it learns."""
+
+import numpy as np
+import pytest
+import torch
+from ring import Ring
+
+from dials_mpi.config import NetworkSettings, PPOSettings
+from dials_mpi.learning.policy import Policy
+from dials_mpi.learning.ppo import PPO, STATISTICS, episode_starts, generalised_advantages
+from dials_mpi.learning.rollout import Actor, Rollout, sample
+from dials_mpi.runs.clock import Clock
+from dials_mpi.simulators.interface import DomainSettings
+from dials_mpi.simulators.noise import NoiseBuffer, gumbel
+from dials_mpi.streams import stream, streams
+
+
+def acting(n_agents=2, seed=0, recurrent=8, agents=None, **ppo):
+    """Policies, an actor in the ring's GS and a learner."""
+    settings = PPOSettings(
+        **{"copies": 6, "rollout_length": 20, "sequence_length": 10, "minibatch_size": 60, "anneal": False, **ppo}
+    )
+    domain = Ring(n_agents, DomainSettings())
+    agents = range(n_agents) if agents is None else agents
+    policy = Policy(agents, 2, 2, NetworkSettings(recurrent_size=recurrent, hidden_sizes=(16,)), seed)
+    simulator = domain.global_simulator(settings.copies)
+    simulator.seed(streams(seed, "train/simulator", range(settings.copies)))
+    actor = Actor(policy, simulator, settings.copies, domain.horizon, Clock())
+    actor.start(streams(seed, "train/actions", range(n_agents)))
+    rollout = Rollout.empty(n_agents, settings, 2, recurrent)
+    return settings, policy, actor, PPO(policy, settings, domain.horizon), rollout
+
+
+@pytest.mark.parametrize("first_step", [0, 3, 9])
+def test_advantages_equal_the_textbook_recursion(first_step):
+    generator = torch.Generator().manual_seed(0)
+    rewards, values, next_values = torch.randn(3, 2, 25, 4, generator=generator)
+    starts = episode_starts(first_step, 25, horizon=10)
+    result = generalised_advantages(rewards, values, next_values, starts, discount=0.9, gae_lambda=0.8)
+    expected, running = torch.empty_like(rewards), 0.0
+    for t in reversed(range(25)):
+        ends = t + 1 == 25 or bool(starts[t + 1])
+        delta = rewards[:, t] + 0.9 * next_values[:, t] - values[:, t]
+        running = delta + (0.0 if ends else 0.9 * 0.8) * running
+        expected[:, t] = running
+    torch.testing.assert_close(result, expected)
+
+
+def test_truncation_bootstraps_from_the_last_observation():
+    """At the horizon the next value is that of the last observation, not of the new episode's first."""
+    _, policy, actor, _, rollout = acting(rollout_length=25, sequence_length=5, minibatch_size=30)
+    successors = []
+    step = actor._simulator.step
+
+    def spy(actions):
+        result = step(actions)
+        successors.append(torch.from_numpy(result.observations).float())
+        return result
+
+    actor._simulator.step = spy
+    actor.collect(rollout, 5)
+    state = policy.initial_state(6)
+    for t in range(25):
+        if t % 10 == 0:
+            state = policy.initial_state(6)
+        _, value, state = policy.step(rollout.observations[:, t], state)
+        assert torch.equal(rollout.values[:, t], value)
+        _, next_value, _ = policy.step(successors[t], state)
+        assert torch.equal(rollout.next_values[:, t], next_value)
+    assert not torch.equal(rollout.next_values[:, 9], rollout.values[:, 10])
+
+
+def test_rollout_holds_what_the_policy_that_acted_would_say_again():
+    _, policy, actor, _, rollout = acting()
+    actor.collect(rollout, 10)
+    starts = episode_starts(0, 20, 10)
+    keep = 1.0 - starts.float()[:, None].expand(-1, 6)
+    logits, values = policy.unroll(rollout.observations, rollout.states[:, 0], keep)
+    torch.testing.assert_close(values, rollout.values)
+    log_probabilities = torch.log_softmax(logits, dim=-1).gather(-1, rollout.actions[..., None])[..., 0]
+    torch.testing.assert_close(log_probabilities, rollout.log_probabilities)
+
+
+def test_first_update_sees_no_difference_to_the_policy_that_acted():
+    """Ratio one, KL zero: sequences, memories and minibatches are cut the way they were lived."""
+    _, _, actor, learner, rollout = acting(epochs=1, learning_rate=1e-12)
+    actor.collect(rollout, 10)
+    statistics = learner.update(rollout, 0, 0.0, np.random.default_rng(0))
+    assert set(statistics) == set(STATISTICS)
+    assert statistics["approx_kl"].abs().max() < 1e-6
+    assert statistics["clip_fraction"].max() == 0
+
+
+def test_agents_are_updated_as_if_each_were_alone():
+    settings, policy, actor, learner, rollout = acting(n_agents=3, epochs=3)
+    actor.collect(rollout, 10)
+    single = Policy([2], 2, 2, NetworkSettings(recurrent_size=8, hidden_sizes=(16,)), 0)
+    assert torch.equal(single.parameters[0], policy.parameters[2])
+    learner.update(rollout, 0, 0.0, np.random.default_rng(5))
+    alone = Rollout(**{name: torch.from_numpy(array[2:]) for name, array in rollout.arrays().items()})
+    PPO(single, settings, 10).update(alone, 0, 0.0, np.random.default_rng(5))
+    assert torch.equal(single.parameters[0], policy.parameters[2])
+
+
+def test_annealing_ends_at_no_change():
+    _, policy, actor, learner, rollout = acting(anneal=True, anneal_clip=True)
+    actor.collect(rollout, 10)
+    before = policy.parameters.clone()
+    learner.update(rollout, 0, 1.0, np.random.default_rng(0))
+    assert torch.equal(policy.parameters, before)
+
+
+def test_reward_scale_does_not_change_reported_returns():
+    results = []
+    for scale in (1.0, 0.1):
+        _, _, actor, learner, rollout = acting(reward_scale=scale)
+        actor.collect(rollout, 10)
+        results.append(learner.update(rollout, 0, 0.0, np.random.default_rng(0))["training_return"])
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("recurrent", [0, 8])
+def test_learns_the_ring(recurrent):
+    """Every agent finds what always pays; all choosing 1, whatever their first bits, is as good as an answer gets."""
+    sequence = 10 if recurrent else 1
+    _, _, actor, learner, rollout = acting(
+        n_agents=3, recurrent=recurrent, sequence_length=sequence, learning_rate=1e-2, anneal=True
+    )
+    actor.collect(rollout, sequence)
+    assert rollout.rewards.mean() < 0.7, "it has to be learned"
+    for update in range(100):
+        learner.update(rollout, 0, update / 100, stream(0, "train/minibatches", round_=update))
+        actor.collect(rollout, sequence)
+    assert (rollout.rewards.mean(dim=(1, 2)) > 0.9).all()
+
+
+def test_sampled_actions_follow_the_policy():
+    logits = torch.tensor([[1.0, 0.0, -1.0]]).expand(1, 20000, 3)
+    noise = NoiseBuffer(streams(0, "train/actions", [0]), (20000, 3), gumbel)
+    share = torch.bincount(sample(logits, noise)[0], minlength=3) / 20000
+    torch.testing.assert_close(share, torch.softmax(logits[0, 0], 0), atol=0.015, rtol=0)
