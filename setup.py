@@ -27,7 +27,7 @@ setup(
     ],
     extras_require={
         "mpi": ["mpich>=4.2"],  # an MPI library and mpirun for machines that have none
-        "tests": ["pytest>=7.4", "pytest-mpi>=0.6", "ruff>=0.6"],
+        "tests": ["pytest>=7.4", "pytest-mpi>=0.6", "psutil>=5.9", "ruff>=0.6"],
         "plots": ["matplotlib>=3.7"],
     },
 )

@@ -83,3 +83,29 @@ def mpirun() -> str:
 @pytest.fixture
 def command_line(tmp_path) -> CommandLine:
     return CommandLine(tmp_path)
+
+
+def _world():
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD
+
+
+def pytest_configure(config):
+    if config.getoption("--with-mpi", False) and _world().rank:
+        config.option.verbose = -2  # one rank reports; the others speak up when they fail
+
+
+def pytest_collection_modifyitems(config, items):
+    """Under mpirun only the MPI part runs: the rest would run once on every rank."""
+    if config.getoption("--with-mpi", False) and _world().size > 1:
+        items[:] = [item for item in items if item.get_closest_marker("mpi")]
+
+
+def pytest_exception_interact(node, report):
+    """A failure on one rank ends all of them, which would wait for it in a collective for ever."""
+    config = node.config
+    if config.getoption("--with-mpi", False) and _world().size > 1 and report.failed:
+        config.pluginmanager.getplugin("capturemanager").suspend(in_=True)
+        print(f"\nrank {_world().rank}: {report.nodeid}\n{report.longreprtext}", file=sys.stderr, flush=True)
+        _world().Abort(1)

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Installs into .venv and trains four warehouse robots on five ranks. Arguments go to dials_mpi and come last.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tools/environment.sh
+environment ""
+exec mpirun -n 5 python -m dials_mpi --env warehouse "$@"

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Installs into .venv and runs every check: style, the tests in one process, and their MPI part on five ranks.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tools/environment.sh
+environment tests
+ruff check .
+ruff format --check .
+python -m pytest "$@"
+mpirun -n 5 python -m pytest --with-mpi
