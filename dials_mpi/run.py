@@ -1,6 +1,7 @@
 """One run on one communicator, from arguments to the closing summary."""
 
 import argparse
+import functools
 import os
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from dials_mpi.parallel.failure import AbortOnException
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.waiting import wait
 from dials_mpi.runs.clock import Clock, format_summary
-from dials_mpi.runs.directory import RunDirectory
+from dials_mpi.runs.directory import RunDirectory, record_failure
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import make_domain
 
@@ -36,7 +37,8 @@ def run(comm, arguments: argparse.Namespace) -> int:
     with AbortOnException(comm, clock) as guard:
         with clock("start"):
             configuration, directory, folder = _agree(comm, arguments)
-            guard.folder = folder
+            if folder:
+                guard.record = functools.partial(record_failure, folder, comm.rank)
             domain = make_domain(configuration.env, configuration.agents, configuration.domain)
             layout = Layout(configuration.agents, comm.size)
             if arguments.dry_run:

@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, small configurations, and the command line as users call it."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -56,6 +57,7 @@ class CommandLine:
             command,
             cwd=self.folder,
             env={**self.environment, **environment},
+            preexec_fn=obey_file_permissions,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -70,6 +72,12 @@ class CommandLine:
             process.kill()
             raise
         return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+def obey_file_permissions() -> None:
+    """Lets even root, whom containers and CI run as, fail to write where its mode bits forbid it."""
+    pr_capbset_drop, cap_dac_override = 24, 1
+    ctypes.CDLL(None).prctl(pr_capbset_drop, cap_dac_override)
 
 
 def mpirun() -> str:

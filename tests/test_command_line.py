@@ -1,7 +1,6 @@
 """The program as users start it: runs, files, and every kind of bad input with its line and exit code."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,9 @@ from conftest import SMALL
 from dials_mpi.runs.clock import PHASES
 from dials_mpi.runs.metrics import read_metrics
 from dials_mpi.runs.policies import load_policies
+
+RING = ["--set=ppo.sequence_length=50", "--set=dataset.steps=200"]
+RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
 
 def one_line(result: subprocess.CompletedProcess) -> str:
@@ -95,19 +97,11 @@ def test_existing_run_directory_is_refused_and_untouched(command_line):
     assert (folder / "config.yaml").read_text() == "precious"
 
 
-def test_run_directory_that_cannot_be_written_is_refused(command_line):
-    """On a file system without write permission; root may write anywhere else."""
-    result = command_line("--env", "warehouse", "--runs", "/proc/runs")
-    assert one_line(result).startswith("dials_mpi: /proc/runs")
-    assert "cannot be written" in one_line(result)
-    assert "choose another --runs folder" in one_line(result)
-    assert result.returncode == 2
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders; see the test above")
 def test_read_only_folder_is_refused(command_line):
     command_line.folder.chmod(0o555)
-    assert "Permission denied" in one_line(command_line("--env", "warehouse"))
+    result = command_line("--env", "warehouse", "--name", "mine")
+    assert one_line(result) == ("dials_mpi: runs: cannot be written (Permission denied); choose another --runs folder")
+    assert result.returncode == 2
 
 
 @pytest.mark.parametrize("mode", ["dials", "untrained-dials", "gs"])
@@ -117,7 +111,7 @@ def test_a_run_leaves_a_complete_directory(command_line, mode):
     folder = command_line.folder / "runs" / "run"
     configuration = yaml.safe_load((folder / "config.yaml").read_text())
     assert configuration["mode"] == mode
-    assert configuration["ppo"]["discount"] == 0.99, "complete, not only what was given"
+    assert configuration["ppo"]["gae_lambda"] == 0.95, "complete, not only what was given"
 
     facts = json.loads((folder / "run.json").read_text())
     assert facts["state"] == "finished"
@@ -183,19 +177,17 @@ def test_dry_run_prints_the_plan_and_writes_nothing(command_line):
 
 
 def test_an_exception_on_one_rank_ends_the_job_with_one_message(command_line):
-    begin = time.monotonic()
     result = command_line("--env", "ring:Failing", "--agents", "3", "--name", "f", *RING, ranks=3)
-    assert time.monotonic() - begin < 60, "a hanging job would be ended by the test's own limit"
     line = one_line(result)
     assert "rank 2 failed in phase simulate: RuntimeError: the conveyor belt is stuck" in line
     assert "failure_rank_2.txt" in line
     assert result.returncode not in (0, 2)
     folder = command_line.folder / "runs" / "f"
     assert "conveyor belt" in (folder / "failure_rank_2.txt").read_text()
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["state"] == "failed"
+    assert facts["failure"].startswith("rank 2 failed in phase simulate")
     assert read_metrics(folder)[0]["phase"] == "reference", "what was saved stays readable"
-
-
-RING = ["--set=ppo.sequence_length=50", "--set=dataset.steps=200"]
 
 
 @pytest.mark.parametrize("victim", [0, 2])
@@ -203,19 +195,17 @@ def test_a_killed_rank_ends_the_job(command_line, victim):
     process = command_line.start("--env", "warehouse", "--agents", "4", "--name", "k", "--steps", "100000000", ranks=3)
     metrics = command_line.folder / "runs" / "k" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and "evaluate" in metrics.read_text(), process)
-    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "dials_mpi" in " ".join(p.cmdline())]
-    ranks = {int(p.environ()[RANK]): p for p in ranks if RANK in p.environ()}
+    ranks = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        rank = next((child.environ()[name] for name in RANK_VARIABLES if name in child.environ()), None)
+        if rank is not None:
+            ranks[int(rank)] = child
     assert sorted(ranks) == [0, 1, 2]
     ranks[victim].send_signal(signal.SIGKILL)
-    begin = time.monotonic()
     process.communicate(timeout=60)
-    assert time.monotonic() - begin < 30
     assert process.returncode != 0
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in ranks.values()), "nobody is left over"
     assert read_metrics(command_line.folder / "runs" / "k")
-
-
-RANK = "PMI_RANK"
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:

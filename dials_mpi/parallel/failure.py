@@ -6,6 +6,7 @@ Without this an exception on one rank leaves the others waiting for it in a coll
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from dials_mpi.errors import UserError
@@ -26,8 +27,8 @@ class AbortOnException:
     def __init__(self, comm, clock):
         self._comm = comm
         self._clock = clock
-        self.folder: Path | None = None
-        """Where the traceback goes, as `failure_rank_<r>.txt`; None: it is printed before the line."""
+        self.record: Callable[[str, str], Path] | None = None
+        """Saves the line and the traceback and tells where; None: the traceback is printed before the line."""
 
     def __enter__(self) -> "AbortOnException":
         return self
@@ -38,14 +39,12 @@ class AbortOnException:
         details = "".join(traceback.format_exception(kind, error, trace))
         place = traceback.extract_tb(trace)[-1]
         message = (
-            f"dials_mpi: rank {self._comm.rank} failed in phase {self._clock.phase}: {kind.__name__}: {error} "
+            f"rank {self._comm.rank} failed in phase {self._clock.phase}: {kind.__name__}: {error} "
             f"({os.path.relpath(place.filename)}:{place.lineno})"
         )
         try:
-            file = self.folder / f"failure_rank_{self._comm.rank}.txt"
-            file.write_text(details, encoding="utf-8")
-            message += f"; traceback in {file}"
-        except (OSError, TypeError):  # no folder yet, or it cannot be written
-            message = details + message
-        print(message, file=sys.stderr, flush=True)
+            hint = f"; traceback in {self.record(message, details)}" if self.record else ""
+        except OSError:
+            hint = ""
+        print(f"{'' if hint else details}dials_mpi: {message}{hint}", file=sys.stderr, flush=True)
         self._comm.Abort(EXIT_FAILURE)

@@ -53,12 +53,25 @@ class RunDirectory:
     def update(self, **facts: Any) -> None:
         """Changes entries of `run.json`, which is whole at any time."""
         self._facts.update(facts)
-        temporary = self.path / "run.json.tmp"
-        temporary.write_text(json.dumps(self._facts, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.path / "run.json")
+        _write_facts(self.path, self._facts)
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.update(state="finished", ended=_now(), summary=summary)
+
+
+def record_failure(folder: Path, rank: int, message: str, details: str) -> Path:
+    """Any rank's last words: state `failed` in `run.json`, the traceback in the file whose path is returned."""
+    file = folder / f"failure_rank_{rank}.txt"
+    file.write_text(details, encoding="utf-8")
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    _write_facts(folder, {**facts, "state": "failed", "ended": _now(), "failure": message})
+    return file
+
+
+def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    temporary = folder / "run.json.tmp"
+    temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / "run.json")
 
 
 def versions() -> dict[str, str]:
