@@ -3,14 +3,14 @@
 import os
 import sys
 
-# One thread per rank: ranks that share cores would fight over them otherwise (40 times slower was measured). Set before
-# numpy and torch read it, and not for people who chose a number themselves.
-for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
+from dials_mpi.parallel.launcher import check_size, launched_rank
+from dials_mpi.parallel.threads import one_thread
+
+one_thread(os.environ)  # before numpy and torch are imported
 
 from dials_mpi import cli  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
-from dials_mpi.parallel.launcher import check_size, launched_rank  # noqa: E402
+from dials_mpi.run import run  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,8 +24,6 @@ def main(argv: list[str] | None = None) -> int:
                 f"no MPI library to be loaded ({str(error).splitlines()[0]}); load your cluster's MPI module, or "
                 "pip install 'dials_mpi[mpi]' for one from a wheel"
             ) from None
-        from dials_mpi.run import run
-
         check_size(MPI.COMM_WORLD.size)
         return run(MPI.COMM_WORLD, arguments)
     except UserError as error:

@@ -31,6 +31,11 @@ influence/agent_*.h5. Exit codes: 0 done, 1 failed, 2 bad input."""
 
 
 class _Parser(argparse.ArgumentParser):
+    def print_help(self, file=None):
+        """Once, not once a rank."""
+        if launched_rank() == 0:
+            super().print_help(file)
+
     def error(self, message: str):
         """One line, from one of the ranks."""
         if launched_rank() == 0:

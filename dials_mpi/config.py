@@ -54,7 +54,7 @@ class PPOSettings(Settings):
     copies: int = Field(8, ge=1, le=100_000, description="copies of the simulator per agent")
     rollout_length: int = Field(100, ge=1, description="steps per copy between two updates")
     sequence_length: int = Field(100, ge=1, description="steps of backpropagation through time; 1 without memory")
-    minibatch_size: int = Field(800, ge=1, description="samples per agent and gradient step")
+    minibatch_size: int = Field(800, ge=2, description="samples per agent and gradient step, at most a rollout")
     epochs: int = Field(4, ge=1, description="passes over a rollout")
     learning_rate: float = Field(2e-3, gt=0, le=1)
     discount: float = Field(0.99, ge=0, le=1, description="γ")
@@ -69,6 +69,11 @@ class PPOSettings(Settings):
     anneal_clip: bool = Field(False, description="clip falls linearly to 0, too")
     anneal_steps: int | None = Field(None, ge=1, description="steps per agent until 0; null: the run's steps")
 
+    @property
+    def rollout_steps(self) -> int:
+        """Steps per agent in one rollout, T · B."""
+        return self.rollout_length * self.copies
+
     @model_validator(mode="after")
     def _whole_sequences(self):
         if self.rollout_length % self.sequence_length:
@@ -76,6 +81,10 @@ class PPOSettings(Settings):
         if self.minibatch_size % self.sequence_length:
             raise ValueError(
                 f"minibatch_size {self.minibatch_size} must be a multiple of sequence_length {self.sequence_length}"
+            )
+        if self.rollout_steps > self.minibatch_size and self.rollout_steps % self.minibatch_size:
+            raise ValueError(
+                f"minibatch_size {self.minibatch_size} must divide rollout_length times copies, {self.rollout_steps}"
             )
         return self
 
@@ -86,6 +95,12 @@ class EvaluationSettings(Settings):
     handcoded_episodes: int = Field(
         100, ge=0, description="episodes of each hand-coded controller at the start; 0: none"
     )
+
+    @model_validator(mode="after")
+    def _enough_for_a_standard_error(self):
+        if self.handcoded_episodes == 1:
+            raise ValueError("handcoded_episodes 1 gives no standard error; take 0 or at least 2")
+        return self
 
 
 class Configuration(Settings):
@@ -101,14 +116,9 @@ class Configuration(Settings):
     ppo: PPOSettings = PPOSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
-    @property
-    def rollout_steps(self) -> int:
-        """Steps per agent in one rollout, T · B."""
-        return self.ppo.rollout_length * self.ppo.copies
-
     def steps_after(self, updates: int) -> int:
         """Training steps per agent after that many PPO updates."""
-        return updates * self.rollout_steps
+        return updates * self.ppo.rollout_steps
 
     def annealed(self, update: int) -> float:
         """Share of the annealing that is done when an update begins, 0 … 1."""
@@ -147,10 +157,15 @@ def resolve(layers: list[tuple[str, dict[str, Any]]], default_agents: int) -> Co
         raise UserError(_explain(error, schema, origins)) from None
 
 
+def from_values(values: dict[str, Any]) -> Configuration:
+    """A configuration from all its values, as `model_dump` gives them."""
+    return _schema(registry.domain_class(values["env"]).Settings).model_validate(values)
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML file; `UserError` if it cannot be read, is no YAML or no mapping."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - is a SafeLoader
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -162,6 +177,34 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys to values, not {type(values).__name__}")
     return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping: the first one would be lost without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key_node.value!r} stands here for a second time", problem_mark=key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _place(origin: str, path: tuple[str, ...]) -> str:
+    """`origin`, with the line of the key if it is a file that has it."""
+    if not Path(origin).is_file():
+        return origin
+    node, line = yaml.compose(Path(origin).read_text(encoding="utf-8"), Loader=yaml.SafeLoader), None
+    for part in path:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        found = next(((key, value) for key, value in pairs if key.value == part), None)
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return f"{origin}, line {line}" if line else origin
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -207,6 +250,7 @@ def _explain(error: ValidationError, schema: type[BaseModel], origins: dict[tupl
     path = tuple(str(part) for part in first["loc"])
     origin = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), None)
     origin = origin or next((where for key, where in origins.items() if key[: len(path)] == path), "the defaults")
+    origin = _place(origin, path)
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = _known_keys(schema, path[:-1])

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
+from dials_mpi.parallel.threads import one_thread
+
+one_thread(os.environ)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -16,8 +17,8 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 TESTS = Path(__file__).parent
-# Variables by which a launcher tells a process its rank; a program started from a test is not part of the test's job.
-_LAUNCHER_PREFIXES = ("PMI", "PMIX", "OMPI", "HYDRA", "MPI_", "SLURM")
+# Variables by which a launcher tells a process its place; a program started from a test is not part of the test's job.
+_LAUNCHER_PREFIXES = ("PMI", "OMPI_COMM_WORLD", "HYDRA", "MPI_LOCAL", "SLURM")
 
 SMALL = [
     "--steps=1600",
@@ -76,8 +77,9 @@ class CommandLine:
 
 def obey_file_permissions() -> None:
     """Lets even root, whom containers and CI run as, fail to write where its mode bits forbid it."""
-    pr_capbset_drop, cap_dac_override = 24, 1
-    ctypes.CDLL(None).prctl(pr_capbset_drop, cap_dac_override)
+    if sys.platform == "linux":
+        pr_capbset_drop, cap_dac_override = 24, 1
+        ctypes.CDLL(None).prctl(pr_capbset_drop, cap_dac_override)
 
 
 def mpirun() -> str:

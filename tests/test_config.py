@@ -1,5 +1,8 @@
 """Configuration: layers, and one line for every kind of bad value."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import yaml
@@ -34,7 +37,7 @@ def test_paper_configuration_has_the_published_values():
     assert (c.steps, c.predictor.interval) == (4_000_000, 4_000_000)
     assert (c.policy.recurrent_size, c.policy.hidden_sizes, c.policy.activation) == (256, (128,), "relu")
     ppo = c.ppo
-    assert (ppo.copies, c.rollout_steps) == (1, 128)
+    assert (ppo.copies, ppo.rollout_steps) == (1, 128)
     assert (ppo.epochs, ppo.minibatch_size, ppo.sequence_length) == (3, 32, 8)
     assert (ppo.discount, ppo.gae_lambda, ppo.learning_rate, ppo.clip) == (0.99, 0.95, 2.5e-4, 0.1)
     assert (ppo.clip_values, ppo.anneal_clip, ppo.max_gradient_norm) == (True, True, None)
@@ -82,6 +85,8 @@ def test_resolved_configuration_reads_back_the_same():
             "ppo: sequence_length 33 must divide rollout_length 50",
         ),
         ("ppo.minibatch_size=70", "ppo: minibatch_size 70 must be a multiple of sequence_length 50"),
+        ("ppo.minibatch_size=150", "ppo: minibatch_size 150 must divide rollout_length times copies, 400"),
+        ("evaluation.handcoded_episodes=1", "evaluation: handcoded_episodes 1 gives no standard error"),
         ("policy.hidden_sizes=[0]", "policy: hidden_sizes [0] must be positive"),
     ],
 )
@@ -96,6 +101,7 @@ def test_bad_values_are_named_with_place_and_remedy(override, message):
     ("content", "message"),
     [
         ("ppo: {copies: 2", "line 1: no valid YAML"),
+        ("seed: 1\nppo: {copies: 2}\nppo: {clip: 0.1}\n", "line 3: no valid YAML: key 'ppo' stands here for a second"),
         ("- a\n- b\n", "a configuration is a mapping of keys to values, not list"),
         ("!!python/object/apply:os.system ['true']", "no valid YAML"),
     ],
@@ -108,6 +114,13 @@ def test_bad_files_are_named(tmp_path, content, message):
     assert str(file) in str(error.value)
 
 
+def test_a_bad_value_is_named_with_its_line(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("env: warehouse\nppo:\n  copies: 2\n  clip: 2\n")
+    with pytest.raises(UserError, match=rf"ppo.clip: 2: Input should be less than 1 \({file}, line 4\)"):
+        resolve([(str(file), load_yaml(file))], 4)
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.yaml: cannot be read: No such file"):
         load_yaml(tmp_path / "nowhere.yaml")
@@ -118,6 +131,7 @@ def test_missing_file_is_named(tmp_path):
     [
         ("warehous", "'warehous' is no domain; choose warehouse"),
         ("nowhere.to_be_found:Domain", "No module named 'nowhere'"),
+        (":Ring", "':Ring' is no domain"),
         ("ring:Rong", "Rong in ring is not a subclass"),
         ("ring:Incomplete", "Incomplete lacks local_simulator"),
     ],
@@ -182,21 +196,33 @@ def test_launched_rank():
     assert launched_rank({"PMI_RANK": "2", "SLURM_PROCID": "0"}) == 2
 
 
-@pytest.mark.parametrize(("steps", "evaluation", "interval"), [(1600, 400, 800), (1000, 300, 700), (90, 400, 4000)])
-def test_plan_covers_every_update_once(steps, evaluation, interval):
-    c = configuration(
-        f"steps={steps}", f"evaluation.interval={evaluation}", f"predictor.interval={interval}", "ppo.copies=2",
-        "ppo.minibatch_size=100",
-    )  # fmt: skip
-    segments = plan(c)
+@pytest.mark.parametrize("mode", ["dials", "gs"])
+@pytest.mark.parametrize(
+    ("steps", "evaluation", "interval", "length", "horizon"),
+    [(1600, 400, 800, 50, 100), (1000, 300, 700, 50, 50), (90, 400, 4000, 50, 100), (9000, 128, 1000, 128, 100)],
+)
+def test_plan_covers_every_update_once_in_whole_episodes(mode, steps, evaluation, interval, length, horizon):
+    sizes = {"copies": 1, "rollout_length": length, "sequence_length": length, "minibatch_size": length}
+    values = {
+        "steps": steps,
+        "mode": mode,
+        "evaluation": {"interval": evaluation},
+        "predictor": {"interval": interval},
+        "ppo": sizes,
+    }
+    segments = plan(resolve([("--env", {"env": "warehouse"}), ("test", values)], 4), horizon)
     updates = [update for segment in segments for update in segment.updates]
-    assert updates == list(range(-(-steps // 100)))
+    assert updates == list(range(-(-steps // length)))
     assert [segment.index for segment in segments] == list(range(len(segments)))
-    assert [s.updates.start for s in segments if s.round is not None] == list(
-        range(0, len(updates), -(-interval // 100))
-    )
-    assert [s.round for s in segments if s.round is not None] == list(range(sum(s.round is not None for s in segments)))
+    assert all(len(segment.updates) * length % horizon == 0 for segment in segments[:-1])
     assert segments[-1].evaluates
+    rounds = [segment for segment in segments if segment.round is not None]
+    if mode == "gs":
+        assert rounds == []
+        return
+    assert [segment.round for segment in rounds] == list(range(len(rounds)))
+    gaps = {later.updates.start - earlier.updates.start for earlier, later in itertools.pairwise(rounds)}
+    assert all(interval <= gap * length < interval + math.lcm(length, horizon) for gap in gaps)
 
 
 def test_streams_differ_by_every_part_of_their_name():

@@ -14,8 +14,9 @@ import os
 import statistics
 import time
 
-for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_variable] = "1"
+from dials_mpi.parallel.threads import one_thread
+
+one_thread(os.environ)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -147,7 +148,7 @@ def ials_ppo(c: Configuration, agents: int):
     predictor = InfluencePredictor(range(agents), domain.influence, c.predictor, 0)
     learners = LocalLearners(c, domain, range(agents), policy, predictor, Clock())
     segment = Segment(index=0, updates=range(2), round=None, evaluates=False)
-    return lambda: learners.learn(segment), 2 * c.rollout_steps * agents
+    return lambda: learners.learn(segment), 2 * c.ppo.rollout_steps * agents
 
 
 def global_simulator(c: Configuration, agents: int, copies: int):

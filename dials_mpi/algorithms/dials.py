@@ -36,7 +36,7 @@ def train(session: Session) -> None:
     session.gather_policies()
     session.evaluate(0)
     for segment in session.segments():  # line 2
-        if segment.round is not None and c.mode == "dials":
+        if segment.round is not None:
             dataset = collect_datasets(session, segment.round)  # line 3
             with clock("aip_training"):  # lines 4 to 6
                 permutations = stream(c.seed, "predictor/minibatches", round_=segment.round)
@@ -48,6 +48,8 @@ def train(session: Session) -> None:
             session.log_predictors(segment.round, segment.updates.start, losses)
         statistics = learners.learn(segment, session.tick) if learners else None  # lines 7 to 12
         session.end_segment(segment, statistics)
+    if learners:
+        learners.close()
 
 
 def collect_datasets(session: Session, round_: int) -> InfluenceDataset:
@@ -130,6 +132,9 @@ class LocalLearners:
         self._actor = Actor(policy, self._simulator, c.ppo.copies, domain.horizon, clock)
         self._learner = PPO(policy, c.ppo, domain.horizon)
         self._rollout = Rollout.empty(len(agents), c.ppo, domain.observation_size, c.policy.recurrent_size)
+
+    def close(self) -> None:
+        self._simulator.close()
 
     def learn(self, segment: Segment, tick: Callable[[int], None] = lambda updates: None) -> dict[str, Tensor]:
         """F steps, or as many as the segment has.

@@ -34,7 +34,7 @@ def estimate(configuration: Configuration, domain: Domain, layout: Layout, cores
     torch.set_num_threads(1)
     c = configuration
     start_memory = peak_memory()
-    segments = plan(c)
+    segments = plan(c, domain.horizon)
     updates = segments[-1].updates.stop
     block = list(range(max(layout.counts())))
     joint = Policy(range(c.agents), domain.observation_size, domain.n_actions, c.policy, c.seed)

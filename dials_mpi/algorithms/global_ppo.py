@@ -39,6 +39,8 @@ def train(session: Session) -> None:
         means = Means()
         for done, update in enumerate(segment.updates):
             first_step = done * c.ppo.rollout_length % domain.horizon
+            if done:
+                session.gather_policies()
             if actor:
                 actor.collect(joint, c.ppo.sequence_length)
             joint_arrays = joint.arrays() if joint else {}
@@ -47,6 +49,7 @@ def train(session: Session) -> None:
             if learner:
                 with clock("ppo_update"):
                     means.add(learner.update(mine, first_step, c.annealed(update), permutations))
-            session.gather_policies()
             session.tick(update + 1)
         session.end_segment(segment, means.result() if learner else None)
+    if actor:
+        simulator.close()

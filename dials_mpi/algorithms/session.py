@@ -1,5 +1,6 @@
 """What every algorithm works with on one rank: who am I, what travels how, and how a run is measured."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,21 +34,32 @@ class Segment:
     """Whether the policies are evaluated at its end."""
 
 
-def plan(configuration: Configuration) -> list[Segment]:
-    """All segments of a run. Intervals are rounded up to whole rollouts; every rank comes to the same plan."""
+def plan(configuration: Configuration, horizon: int) -> list[Segment]:
+    """All segments of a run; every rank comes to the same plan.
+
+    Segments start with new episodes, so intervals are rounded up to whole rollouts that are whole episodes, too: with
+    shorter ones, the ends of episodes would never be learned from.
+
+    Args:
+        configuration: of the run.
+        horizon: steps per episode.
+    """
+    length = configuration.ppo.rollout_length
+    unit = math.lcm(length, horizon) // length
 
     def updates(steps: int) -> int:
-        return -(-steps // configuration.rollout_steps)
+        """Updates that make up at least `steps` steps per agent, in whole episodes."""
+        return unit * -(-steps // (unit * configuration.ppo.rollout_steps))
 
-    total = updates(configuration.steps)
+    total = -(-configuration.steps // configuration.ppo.rollout_steps)
     evaluations = updates(configuration.evaluation.interval)
-    retraining = updates(configuration.predictor.interval)
+    retraining = updates(configuration.predictor.interval) if configuration.mode == "dials" else total
     starts = sorted({*range(0, total, evaluations), *range(0, total, retraining)})
     return [
         Segment(
             index=index,
             updates=range(start, end),
-            round=start // retraining if start % retraining == 0 else None,
+            round=start // retraining if configuration.mode == "dials" and start % retraining == 0 else None,
             evaluates=end % evaluations == 0 or end == total,
         )
         for index, (start, end) in enumerate(zip(starts, [*starts[1:], total], strict=True))
@@ -57,10 +69,11 @@ def plan(configuration: Configuration) -> list[Segment]:
 class Record:
     """What rank 0 alone keeps: the run's files and the progress shown."""
 
-    def __init__(self, directory: RunDirectory, configuration: Configuration):
+    def __init__(self, directory: RunDirectory, configuration: Configuration, domain: Domain):
+        total = configuration.steps_after(plan(configuration, domain.horizon)[-1].updates.stop)
         self.directory = directory
         self.metrics = Metrics(directory.path)
-        self.progress = Progress(configuration.steps, configuration.agents)
+        self.progress = Progress(total, configuration.agents)
         self.reference: float | None = None
         """Mean return of the best hand-coded controller."""
 
@@ -101,7 +114,7 @@ class Session:
 
     def segments(self) -> Iterator[Segment]:
         """The main loop of every algorithm."""
-        yield from plan(self.configuration)
+        yield from plan(self.configuration, self.domain.horizon)
 
     def gather_policies(self) -> None:
         """Owners → rank 0: `joint_policy` becomes the policies as they are now."""
@@ -124,7 +137,8 @@ class Session:
                 result = evaluate_controller(self.domain, controller, episodes, self.configuration.seed)
             self._write(0, "reference", controller=controller, **result.as_record())
             self.record.progress.say(f"hand-coded reference, {controller}: return {result}")
-            self.record.reference = max(self.record.reference or -np.inf, result.mean_return)
+            best = self.record.reference
+            self.record.reference = result.mean_return if best is None else max(best, result.mean_return)
 
     def evaluate(self, updates: int) -> None:
         """`joint_policy` on the GS, on rank 0; the owners go on meanwhile."""
@@ -154,6 +168,9 @@ class Session:
         rows = np.zeros((len(self.agents), len(STATISTICS)), np.float32)
         for column, name in enumerate(STATISTICS if statistics else ()):
             rows[:, column] = statistics[name]
+        if not np.isfinite(rows).all():
+            broken = self.agents[int(np.argmin(np.isfinite(rows).all(axis=1)))]
+            raise FloatingPointError(f"learning of agent {broken} gave values that are not finite: {rows.tolist()}")
         rows = self.gather(rows)
         if self.record:
             columns = dict(zip(STATISTICS, rows.T, strict=True))
@@ -195,7 +212,7 @@ class Session:
         reports = self.exchange.gather_report(self.clock.report())
         if reports is None:
             return None
-        updates = plan(self.configuration)[-1].updates.stop
+        updates = plan(self.configuration, self.domain.horizon)[-1].updates.stop
         summary = summarise(reports, self.configuration.steps_after(updates) * self.domain.n_agents, cores)
         self.record.metrics.close()
         self.record.progress.close()

@@ -1,6 +1,6 @@
 """Influence datasets D_i: in memory for a block of agents, and one HDF5 file per agent on disk.
 
-Needs numpy and h5py alone, so it serves on machines without torch and MPI.
+Imports neither torch nor MPI, so it serves on any machine.
 """
 
 from dataclasses import dataclass, fields

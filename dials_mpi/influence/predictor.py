@@ -15,7 +15,8 @@ from dials_mpi.simulators.interface import Influence
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel, uniform
 from dials_mpi.streams import torch_seed
 
-_EVALUATION_SAMPLES = 1 << 17
+_EVALUATION_SAMPLES = 1000
+"""Held-out samples per agent evaluated at once; not per block, or the block would decide how sums are rounded."""
 
 
 class InfluencePredictor:
@@ -96,25 +97,30 @@ def train(
             many see the same order.
 
     Returns:
-        Held-out cross-entropy before and after, [A] float32 each, in nats per source and step.
+        Held-out cross-entropy before and after, [A] float32 each, in nats per source and step. The second is the best
+        over the epochs on the episodes that also choose the epoch, so it is slightly optimistic.
+
+    Raises:
+        ValueError: a dataset of one episode, which leaves nothing to hold out.
     """
     settings, network = predictor.settings, predictor.network
     local_states, sources = map(torch.from_numpy, (dataset.history, dataset.influence_sources))
     episodes = local_states.shape[1]
-    held_out = max(1, round(episodes * test_fraction)) if episodes > 1 else 0
-    split = episodes - held_out
+    if episodes < 2:
+        raise ValueError("an influence dataset needs two episodes at least: one to train on, one held out")
+    split = min(episodes - 1, max(1, round(episodes * (1 - test_fraction))))
 
     def sequences(x: Tensor) -> Tensor:
         """[A, E, T, …] → [A, L, S, …]: whole episodes for a memory, single steps without one."""
         return x.transpose(1, 2) if network.recurrent_size else x.flatten(1, 2).unsqueeze(1)
 
     training = [sequences(x[:, :split]) for x in (local_states, sources)]
-    test = [sequences(x[:, split:] if held_out else x) for x in (local_states, sources)]
+    test = [sequences(x[:, split:]) for x in (local_states, sources)]
     length, n_sequences = training[0].shape[1:3]
     per_minibatch = max(1, settings.minibatch_size // length)
 
     def test_loss() -> Tensor:
-        chunk = max(1, _EVALUATION_SAMPLES // (length * network.n_agents))
+        chunk = max(1, _EVALUATION_SAMPLES // length)
         total = 0.0
         with torch.no_grad():
             for part in torch.arange(test[0].shape[2]).split(chunk):

@@ -158,4 +158,4 @@ def generalised_advantages(
 def normalise(advantages: Tensor) -> Tensor:
     """Zero mean and unit variance for each agent of [A, L, S]."""
     mean = advantages.mean(dim=(1, 2), keepdim=True)
-    return (advantages - mean) / (advantages.std(dim=(1, 2), keepdim=True) + 1e-8)
+    return (advantages - mean) / (advantages.std(dim=(1, 2), correction=0, keepdim=True) + 1e-8)

@@ -9,15 +9,13 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from dials_mpi.errors import UserError
-
 EXIT_FAILURE = 1
 
 
 class AbortOnException:
-    """Context manager: an exception that leaves it prints one line and aborts all ranks of `comm`.
+    """Context manager: any exception that leaves it prints one line and aborts all ranks of `comm`.
 
-    `UserError` passes: it is raised on all ranks alike, and they end by themselves.
+    What all ranks know alike, bad input for example, is to be raised outside.
 
     Args:
         comm: the communicator to abort; its rank is named.
@@ -34,8 +32,14 @@ class AbortOnException:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is None or issubclass(kind, UserError | SystemExit):
+        if kind is None:
             return
+        try:
+            self._report(kind, error, trace)
+        finally:
+            self._comm.Abort(EXIT_FAILURE)
+
+    def _report(self, kind, error, trace) -> None:
         details = "".join(traceback.format_exception(kind, error, trace))
         place = traceback.extract_tb(trace)[-1]
         message = (
@@ -44,7 +48,6 @@ class AbortOnException:
         )
         try:
             hint = f"; traceback in {self.record(message, details)}" if self.record else ""
-        except OSError:
+        except Exception:  # the disk may be what failed; the message has to come out all the same
             hint = ""
         print(f"{'' if hint else details}dials_mpi: {message}{hint}", file=sys.stderr, flush=True)
-        self._comm.Abort(EXIT_FAILURE)

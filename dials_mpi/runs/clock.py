@@ -57,10 +57,6 @@ class Clock:
             self._failed_in = phase
         self._mark = now
 
-    def book(self, phase: str, seconds: float) -> None:
-        """Adds time that was measured elsewhere."""
-        self._seconds[phase] += seconds
-
     @property
     def phase(self) -> str:
         """The phase that an exception came out of, else the current one."""
@@ -90,7 +86,6 @@ def summarise(reports: np.ndarray, agent_steps: int, cores: int) -> dict:
         cores: cores that the ranks shared.
     """
     seconds, (elapsed, waiting_cpu, memory) = reports[:, : len(PHASES)], reports[:, len(PHASES) :].T
-    learning = seconds[:, [PHASES.index(phase) for phase in ("simulate", "act", "ppo_update")]].sum(axis=1).max()
     waited = seconds[:, PHASES.index("wait")]
     wall = float(elapsed.max())
     return {
@@ -99,7 +94,6 @@ def summarise(reports: np.ndarray, agent_steps: int, cores: int) -> dict:
         "agent_steps": agent_steps,
         "agent_steps_per_second": agent_steps / wall,
         "agent_steps_per_second_and_core": agent_steps / wall / cores,
-        "agent_steps_per_second_while_learning": agent_steps / learning if learning else None,
         "phases": {
             phase: {"mean_seconds": float(column.mean()), "max_seconds": float(column.max())}
             for phase, column in zip(PHASES, seconds.T, strict=True)

@@ -1,6 +1,7 @@
 """A run directory: everything needed to analyse and report a run, without MPI."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def record_failure(folder: Path, rank: int, message: str, details: str) -> Path:
 
 
 def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    temporary = folder / "run.json.tmp"
+    temporary = folder / f"run.json.{os.getpid()}.tmp"  # several ranks may fail at once
     temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     temporary.replace(folder / "run.json")
 
@@ -86,7 +87,9 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str | None:
     """The revision of the checkout that this package runs from, with `+` if it was changed; None outside one."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():  # an installed package, perhaps inside some other repository
+        return None
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Metrics:
-    """Appends records to a run's files; every line is whole on disk when `write` returns.
+    """Appends records to a run's files; every line has left this process when `write` returns.
 
     Args:
         folder: the run directory.
@@ -29,7 +29,7 @@ class Metrics:
         """
         record = {"step": step, "phase": phase, **{key: _plain(value) for key, value in values.items()}}
         for file, line in ((self._metrics, record), (self._timing, _timing(record, seconds))):
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
 
     def close(self) -> None:

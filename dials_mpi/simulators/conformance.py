@@ -20,11 +20,11 @@ def check_domain(domain: Domain) -> None:
     _check_global(domain, steps)
     if domain.influence is None:
         return
-    first = _play_local(domain, everyone, _COPIES, steps, seeds=everyone)
-    again = _play_local(domain, everyone, _COPIES, steps, seeds=everyone, warm_up=2)
+    first = _play_local(domain, everyone, _COPIES, steps)
+    again = _play_local(domain, everyone, _COPIES, steps, warm_up=2)
     _same(domain, first, again, "LocalSimulator: the same seeds give another episode after an earlier, unfinished one")
     one = everyone[-1]
-    alone = _play_local(domain, [one], _COPIES, steps, seeds=[one])
+    alone = _play_local(domain, [one], _COPIES, steps)
     _same(
         domain,
         [array[-1:] for array in first],
@@ -34,58 +34,66 @@ def check_domain(domain: Domain) -> None:
 
 
 def _check_global(domain: Domain, steps: int) -> None:
-    first = _play_global(domain, None, steps)
-    again = _play_global(domain, None, steps, warm_up=2)
+    everywhere = list(range(_COPIES))
+    first = _play_global(domain, None, everywhere, steps)
+    again = _play_global(domain, None, everywhere, steps, warm_up=2)
     _same(domain, first, again, "GlobalSimulator: the same seeds give another episode after an earlier, unfinished one")
+    alone = _play_global(domain, None, everywhere[-1:], steps)
+    _same(
+        domain,
+        [array[:, :, -1:] for array in first],
+        alone,
+        "GlobalSimulator: a copy alone lives another episode than among others; it must draw from its own stream only",
+    )
     for controller in domain.controllers:
-        _play_global(domain, controller, steps)
+        _play_global(domain, controller, everywhere, steps)
 
 
-def _play_global(domain: Domain, controller: str | None, steps: int, warm_up: int = 0) -> list[np.ndarray]:
-    n = domain.n_agents
-    generator = np.random.default_rng(0)
+def _play_global(
+    domain: Domain, controller: str | None, copies: list[int], steps: int, warm_up: int = 0
+) -> list[np.ndarray]:
+    """Observations, rewards, influence sources and local states of some steps, each [N, steps, B, …]."""
+    n, b = domain.n_agents, len(copies)
+    generators = [np.random.default_rng(100 + copy) for copy in copies]
     seen = [[] for _ in range(4)]
-    with domain.global_simulator(_COPIES, controller) as simulator:
-        _warm_up(simulator, _COPIES, warm_up, lambda: simulator.step(np.zeros((n, _COPIES), np.int64)))
-        simulator.seed([np.random.default_rng(copy) for copy in range(_COPIES)])
-        _check_observations(domain, simulator.reset(), n, "GlobalSimulator.reset")
+    with domain.global_simulator(b, controller) as simulator:
+        _warm_up(simulator, b, warm_up, lambda: simulator.step(None if controller else np.zeros((n, b), np.int64)))
+        simulator.seed([np.random.default_rng(copy) for copy in copies])
+        _check_observations(domain, simulator.reset(), (n, b), "GlobalSimulator.reset")
+        if domain.influence:
+            _check_local_states(domain, simulator, (n, b), "GlobalSimulator")
         for _ in range(steps):
-            actions = generator.integers(domain.n_actions, size=(n, _COPIES))
+            actions = np.stack([g.integers(domain.n_actions, size=n) for g in generators], axis=1)
             step = simulator.step(None if controller else actions)
-            _check_observations(domain, step.observations, n, "GlobalSimulator.step")
-            _expect(domain, "GlobalSimulator.step: rewards", step.rewards, (n, _COPIES), np.float32)
+            _check_step(domain, step, (n, b), "GlobalSimulator")
             seen[0].append(step.observations.copy())
             seen[1].append(step.rewards.copy())
             if domain.influence:
                 sources = simulator.influence_sources()
-                local_states = simulator.local_states()
-                shape = (n, _COPIES, domain.influence.sources)
+                shape = (n, b, domain.influence.sources)
                 _expect(domain, "GlobalSimulator.influence_sources", sources, shape, np.uint8, domain.influence.classes)
-                shape = (n, _COPIES, domain.influence.local_state_size)
-                _expect(domain, "GlobalSimulator.local_states", local_states, shape, np.uint8)
                 seen[2].append(sources.copy())
-                seen[3].append(local_states.copy())
+                seen[3].append(_check_local_states(domain, simulator, (n, b), "GlobalSimulator").copy())
     return [np.stack(arrays, axis=1) for arrays in seen if arrays]
 
 
-def _play_local(domain: Domain, agents: list[int], copies: int, steps: int, seeds, warm_up: int = 0):
+def _play_local(domain: Domain, agents: list[int], copies: int, steps: int, warm_up: int = 0) -> list[np.ndarray]:
+    """Observations, rewards and local states of some steps, each [A, steps, B, …]."""
     a, influence = len(agents), domain.influence
     generators = [np.random.default_rng(100 + agent) for agent in agents]
     seen = [[] for _ in range(3)]
     with domain.local_simulator(agents, copies) as simulator:
         no_actions, no_sources = np.zeros((a, copies), np.int64), np.zeros((a, copies, influence.sources), np.uint8)
         _warm_up(simulator, a, warm_up, lambda: simulator.step(no_actions, no_sources))
-        simulator.seed([np.random.default_rng(seed) for seed in seeds])
-        _check_observations(domain, simulator.reset(), a, "LocalSimulator.reset")
+        simulator.seed([np.random.default_rng(agent) for agent in agents])
+        _check_observations(domain, simulator.reset(), (a, copies), "LocalSimulator.reset")
+        _check_local_states(domain, simulator, (a, copies), "LocalSimulator")
         for _ in range(steps):
             actions = np.stack([g.integers(domain.n_actions, size=copies) for g in generators])
             sources = np.stack([g.integers(influence.classes, size=no_sources.shape[1:]) for g in generators])
             step = simulator.step(actions, sources.astype(np.uint8))
-            _check_observations(domain, step.observations, a, "LocalSimulator.step")
-            _expect(domain, "LocalSimulator.step: rewards", step.rewards, (a, copies), np.float32)
-            local_states = simulator.local_states()
-            shape = (a, copies, influence.local_state_size)
-            _expect(domain, "LocalSimulator.local_states", local_states, shape, np.uint8)
+            _check_step(domain, step, (a, copies), "LocalSimulator")
+            local_states = _check_local_states(domain, simulator, (a, copies), "LocalSimulator")
             for arrays, array in zip(seen, (step.observations, step.rewards, local_states), strict=True):
                 arrays.append(array.copy())
     return [np.stack(arrays, axis=1) for arrays in seen]
@@ -100,8 +108,20 @@ def _warm_up(simulator, n_generators: int, steps: int, step) -> None:
             step()
 
 
-def _check_observations(domain: Domain, observations, n_agents: int, what: str) -> None:
-    _expect(domain, f"{what}: observations", observations, (n_agents, _COPIES, domain.observation_size), None)
+def _check_observations(domain: Domain, observations, size: tuple[int, int], what: str) -> None:
+    _expect(domain, f"{what}: observations", observations, (*size, domain.observation_size), None)
+
+
+def _check_step(domain: Domain, step, size: tuple[int, int], simulator: str) -> None:
+    _check_observations(domain, step.observations, size, f"{simulator}.step")
+    _expect(domain, f"{simulator}.step: rewards", step.rewards, size, np.float32)
+
+
+def _check_local_states(domain: Domain, simulator, size: tuple[int, int], name: str) -> np.ndarray:
+    local_states = simulator.local_states()
+    shape = (*size, domain.influence.local_state_size)
+    _expect(domain, f"{name}.local_states", local_states, shape, np.uint8)
+    return local_states
 
 
 def _expect(domain: Domain, what: str, array, shape: tuple[int, ...], dtype, classes: int | None = None) -> None:

@@ -17,7 +17,7 @@ def domain_class(env: str) -> type[Domain]:
         UserError: unknown name, a module that cannot be imported, a class that is no complete `Domain`.
     """
     module_name, separator, class_name = BUILT_IN.get(env, env).partition(":")
-    if not separator:
+    if not (module_name and separator and class_name):
         raise UserError(
             f"env: {env!r} is no domain; choose {' or '.join(BUILT_IN)}, or give your own as package.module:ClassName"
         )
@@ -52,6 +52,8 @@ def make_domain(env: str, n_agents: int, settings: DomainSettings) -> Domain:
             raise UserError(
                 f"env: {env!r}: {cls.__name__} does not set {attribute!r}; see dials_mpi/simulators/interface.py"
             )
+    if domain.n_actions > 256 or (domain.influence and domain.influence.classes > 256):
+        raise UserError(f"env: {env!r}: more than 256 actions or classes of an influence source; datasets hold bytes")
     return domain
 
 
