@@ -7,6 +7,7 @@ for choosing the action that equals its own bit. There is no other randomness th
 
 import numpy as np
 
+from dials_mpi.parallel.launcher import launched_rank
 from dials_mpi.simulators.interface import Domain, GlobalSimulator, Influence, LocalSimulator, Step
 
 
@@ -105,6 +106,22 @@ class Failing(Ring):
     def local_simulator(self, agents, copies):
         failing = self.n_agents - 1 in agents
         return (FailingLocalSimulator if failing else RingLocalSimulator)(len(agents), copies)
+
+
+class FailsOnOneRank(Ring):
+    """As when a node lacks a file that the others have: what looks like bad input, but on one rank alone."""
+
+    def __init__(self, n_agents, settings):
+        super().__init__(n_agents, settings)
+        if launched_rank() == 1:
+            raise ValueError("this node has no map of the ring")
+
+
+class ExitsOnOneRank(Ring):
+    def __init__(self, n_agents, settings):
+        super().__init__(n_agents, settings)
+        if launched_rank() == 1:
+            raise SystemExit(3)
 
 
 class Forgetful(Ring):

@@ -52,6 +52,10 @@ def test_help_imports_neither_torch_nor_mpi(command_line):
         (["--env", "warehouse", "--set", "ppo.copies=0"], "ppo.copies: 0: Input should be greater than or equal to 1"),
         (["--env", "warehouse", "--set", "ppo.lr=1"], "ppo.lr: unknown key (--set ppo.lr=1)"),
         (["--env", "warehouse", "--set", "ppo.clip"], "--set ppo.clip: write it as key=value"),
+        (["--env", "warehouse", "--set", "ppo.clip=wide"], "ppo.clip: 'wide': Input should be a valid number"),
+        (["--env", "warehouse", "--set", "ppo.learning_rate=-1"], "ppo.learning_rate: -1: Input should be greater"),
+        (["--env", "warehouse", "--set", "dataset.steps=100"], "dataset.steps: 100 is one episode of 100 steps"),
+        (["--env", "ring:Forgetful"], "domain ring: LocalSimulator: the same seeds give another episode"),
         (["--env", "warehouse", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["--env", "warehouse", "--step", "10"], "unrecognized arguments: --step 10"),
         (["--env", "ring:Incomplete"], "env: 'ring:Incomplete': Incomplete lacks local_simulator"),
@@ -67,11 +71,19 @@ def test_bad_input_is_one_line_and_exit_code_2(command_line, arguments, message)
     assert not (command_line.folder / "runs").exists(), "nothing half-written"
 
 
-def test_bad_input_on_many_ranks_is_still_one_line(command_line):
-    for arguments in (["--env", "warehouse", "--agents", "26"], ["--env", "warehouse", "--steps", "x"]):
-        result = command_line(*arguments, ranks=3)
-        assert one_line(result).startswith("dials_mpi: a")
-        assert result.returncode == 2
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--env", "warehouse", "--agents", "26"],
+        ["--env", "warehouse", "--steps", "x"],
+        ["--env", "ring:Forgetful", "--agents", "4"],
+        ["--env", "ring:Forgetful", "--agents", "4", "--dry-run"],
+    ],
+)
+def test_bad_input_on_many_ranks_is_still_one_line(command_line, arguments):
+    result = command_line(*arguments, ranks=3)
+    assert one_line(result)
+    assert result.returncode == 2
 
 
 def test_agents_default_to_ranks_minus_one(command_line):
@@ -166,6 +178,24 @@ def test_a_users_own_domain_with_feed_forward_networks_and_bernoulli_sources(com
     assert next(record for record in metrics if record["phase"] == "aip")["cross_entropy_before"] == pytest.approx(
         np.log(2), abs=0.01
     )
+
+
+def test_memory_and_waiting_stay_small_on_many_ranks(command_line):
+    """The default configuration's networks and datasets, a short run."""
+    result = command_line("--env=warehouse", "--name=m", "--steps=2400", ranks=5)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((command_line.folder / "runs" / "m" / "run.json").read_text())["summary"]
+    assert len(summary["memory_mib_per_rank"]) == 5
+    assert max(summary["memory_mib_per_rank"]) < 350
+    assert summary["waiting_cpu_share"] < 0.02
+    assert summary["phases"]["wait"]["max_seconds"] > 1
+
+
+@pytest.mark.parametrize("broken", ["ring:FailsOnOneRank", "ring:ExitsOnOneRank"])
+def test_a_rank_that_fails_alone_at_the_start_ends_the_job(command_line, broken):
+    result = command_line("--env", broken, "--agents", "4", ranks=3)
+    assert "rank 1 failed in phase start" in one_line(result)
+    assert result.returncode not in (0, 2)
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(command_line):

@@ -1,17 +1,21 @@
 """AIPs and their datasets: they learn the true conditional, and files survive what may happen."""
 
+import os
+import signal
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 import torch
 
 from dials_mpi.config import NetworkSettings, PredictorSettings
-from dials_mpi.influence import dataset as dataset_module
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, episodes_and_batches
 from dials_mpi.influence.dataset import InfluenceDataset, write_round
 from dials_mpi.influence.predictor import InfluencePredictor, train
 from dials_mpi.learning.policy import Policy
+from dials_mpi.runs.files import replace_durably
 from dials_mpi.simulators.interface import Influence
 from dials_mpi.simulators.warehouse import Warehouse, WarehouseSettings
 from dials_mpi.streams import streams
@@ -195,22 +199,49 @@ def test_old_rounds_are_kept_or_pruned(tmp_path, small_dataset, keep, expected):
         assert list(file) == [f"round_{round_:04d}" for round_ in expected]
 
 
-def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path, small_dataset, monkeypatch):
+def test_a_process_killed_while_writing_leaves_the_old_file_whole(tmp_path, small_dataset):
     path = tmp_path / "agent.h5"
     write_round(path, small_dataset, 0, 0, ATTRIBUTES)
     before = path.read_bytes()
+    child = os.fork()
+    if child == 0:
+        written = h5py.Group.create_dataset
 
-    def crash(*_):
-        raise OSError(28, "No space left on device")
+        def killed_at_the_second(group, name, *arguments, **options):
+            if name == "influence_sources":
+                group.file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return written(group, name, *arguments, **options)
 
-    monkeypatch.setattr(dataset_module, "replace_durably", crash)
-    with pytest.raises(OSError, match="No space"):
+        h5py.Group.create_dataset = killed_at_the_second
         write_round(path, small_dataset, 0, 1, ATTRIBUTES)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert path.with_suffix(".h5.tmp").exists(), "it was in the middle of writing"
     assert path.read_bytes() == before
-    monkeypatch.undo()
     write_round(path, small_dataset, 0, 1, ATTRIBUTES)
     with h5py.File(path) as file:
         assert list(file) == ["round_0000", "round_0001"]
+    assert [file.name for file in tmp_path.iterdir()] == ["agent.h5"]
+
+
+def test_files_are_on_disk_before_they_are_renamed_and_the_rename_is_then(tmp_path, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, Path.replace
+
+    def spy_fsync(descriptor):
+        order.append("fsync " + Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        fsync(descriptor)
+
+    def spy_replace(self, target):
+        order.append(f"replace {self.name} {target.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(Path, "replace", spy_replace)
+    (tmp_path / "x.tmp").write_text("new")
+    replace_durably(tmp_path / "x.tmp", tmp_path / "x")
+    assert order == ["fsync x.tmp", "replace x.tmp x", f"fsync {tmp_path.name}"]
 
 
 def test_writing_a_round_again_replaces_it(tmp_path, small_dataset):

@@ -16,6 +16,7 @@ from conftest import SMALL
 from mpi4py import MPI
 
 from dials_mpi import cli
+from dials_mpi.config import MODES
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.exchange import Exchange
 from dials_mpi.parallel.layout import Layout
@@ -96,7 +97,7 @@ def test_waiting_costs_next_to_nothing():
     begin = time.process_time()
     wait(WORLD.Ibarrier())
     used = time.process_time() - begin
-    assert used < 0.2, f"{used} s of CPU in a wait of 2 s"
+    assert used < 0.04, f"{used} s of CPU in a wait of 2 s: more than 2 %"
 
 
 def train(comm, folder: Path, name: str, *arguments: str) -> Path:
@@ -105,31 +106,54 @@ def train(comm, folder: Path, name: str, *arguments: str) -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize("mode", ["dials", "gs"])
-def test_layout_does_not_change_the_result(shared_folder, mode):
+RUNS = {
+    "dials": ["--env=warehouse", *SMALL],
+    "untrained-dials": ["--env=warehouse", *SMALL],
+    "gs": ["--env=warehouse", *SMALL],
+    # One environment per agent, short sequences, another activation: the published way.
+    "published": [
+        "--env=warehouse", *SMALL, "--steps=800", "--set=ppo.copies=1", "--set=ppo.rollout_length=40",
+        "--set=ppo.sequence_length=8", "--set=ppo.minibatch_size=8", "--set=policy.activation=relu",
+    ],
+    "odd number of copies": [
+        "--env=warehouse", *SMALL, "--set=ppo.copies=3", "--set=ppo.minibatch_size=50",
+        "--set=policy.recurrent_size=64",
+    ],
+    # Feed-forward networks and Bernoulli sources, in a domain of a user's own.
+    "ring": [
+        "--env=ring:Ring", "--steps=1600", "--set=ppo.copies=4", "--set=ppo.rollout_length=20",
+        "--set=ppo.sequence_length=1", "--set=ppo.minibatch_size=40", "--set=dataset.steps=200",
+        "--set=predictor.interval=800", "--set=evaluation.interval=400",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_layout_does_not_change_the_result(shared_folder, name):
     """Same seed on 1, 2, 3 and 5 ranks: datasets identical, and so are metrics and policies, to the last bit."""
+    mode = name if name in MODES else "dials"
     folders = []
     for size in SIZES:
         with sub_communicator(size) as comm:
             if comm is not None:
-                arguments = ["--env", "warehouse", "--agents", "4", "--mode", mode, "--seed", "5", *SMALL]
+                arguments = ["--agents=4", "--seed=5", f"--mode={mode}", *RUNS[name]]
                 folders.append(train(comm, shared_folder, f"ranks{size}", *arguments))
     if WORLD.rank:
         return
     reference, *others = folders
-    assert len(read_metrics(reference)) > 8
+    assert len(read_metrics(reference)) > 6
     for other in others:
         assert (other / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
         with np.load(reference / "policies.npz") as mine, np.load(other / "policies.npz") as yours:
             assert np.array_equal(mine["parameters"], yours["parameters"])
-        if mode == "dials":
-            for agent in range(4):
-                assert_same_datasets(*(f / "influence" / f"agent_{agent:04d}.h5" for f in (reference, other)))
+        for agent in range(4) if mode == "dials" else ():
+            assert_same_datasets(*(f / "influence" / f"agent_{agent:04d}.h5" for f in (reference, other)))
 
 
 def assert_same_datasets(one: Path, other: Path) -> None:
     with h5py.File(one) as mine, h5py.File(other) as yours:
-        assert list(mine) == list(yours) == ["round_0000", "round_0001"]
+        assert list(mine) == list(yours)
+        assert len(mine) >= 1
         for round_ in mine:
             assert dict(mine[round_].attrs) == dict(yours[round_].attrs)
             for field in mine[round_]:

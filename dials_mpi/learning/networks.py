@@ -99,7 +99,7 @@ class StackedNetwork:
         features = features.reshape(a, length * s, width)
         if self.recurrent_size:
             w = self._views
-            gates = torch.baddbmm(w["gru.bias"], features, w["gru.input"]).view(a, length, s, -1)
+            gates = _Linear.apply(features, w["gru.input"], w["gru.bias"]).view(a, length, s, -1)
             features = _GRU.apply(gates, state, w["gru.hidden"], w["gru.bias_new"], keep)
             features = features.view(a, length * s, self.recurrent_size)
         return self._feed_forward(features).view(a, length, s, -1)
@@ -112,7 +112,7 @@ class StackedNetwork:
         for i in range(self._layers):
             if i:
                 features = self._activation(features)
-            features = torch.baddbmm(self._views[f"layer{i}.bias"], features, self._views[f"layer{i}.weight"])
+            features = _Linear.apply(features, self._views[f"layer{i}.weight"], self._views[f"layer{i}.bias"])
         return features
 
     def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
@@ -159,6 +159,31 @@ def _gru_cell(gates: Tensor, state: Tensor, weight: Tensor, bias_new: Tensor) ->
     reset, update = torch.sigmoid(gates[..., : 2 * h] + hidden[..., : 2 * h]).split(h, dim=-1)
     new = torch.tanh(torch.addcmul(gates[..., 2 * h :], reset, hidden[..., 2 * h :] + bias_new))
     return torch.lerp(new, state, update)
+
+
+class _Linear(torch.autograd.Function):
+    """Features [A, M, in] times weight [A, in, out] plus bias [A, 1, out], for every agent.
+
+    Like `baddbmm`, but the bias gets its gradient from a matrix product, too: the order in which `sum` adds depends on
+    how many agents are stacked.
+    """
+
+    @staticmethod
+    def forward(ctx, features, weight, bias):
+        ctx.save_for_backward(features, weight)
+        return torch.baddbmm(bias, features, weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        features, weight = ctx.saved_tensors
+        grad_features = torch.bmm(grad, weight.transpose(1, 2)) if ctx.needs_input_grad[0] else None
+        return grad_features, torch.bmm(features.transpose(1, 2), grad), _sum_of_rows(grad)
+
+
+def _sum_of_rows(rows: Tensor) -> Tensor:
+    """[A, M, K] → [A, 1, K]."""
+    return torch.bmm(rows.new_ones(rows.shape[0], 1, rows.shape[1]), rows)
 
 
 class _GRU(torch.autograd.Function):
@@ -229,7 +254,7 @@ class _GRU(torch.autograd.Function):
         flat_before = before.transpose(0, 1).reshape(a, length * s, h)
         flat_hidden = grad_hidden.reshape(a, length * s, 3 * h)
         grad_weight = torch.bmm(flat_before.transpose(1, 2), flat_hidden)
-        grad_bias_new = flat_hidden[..., 2 * h :].sum(dim=1, keepdim=True)
+        grad_bias_new = _sum_of_rows(flat_hidden[..., 2 * h :])
         return grad_gates.view(a, length, s, 3 * h), None, grad_weight, grad_bias_new, None
 
 

@@ -146,13 +146,13 @@ def generalised_advantages(
         starts: [T] bool, as `episode_starts`.
     """
     deltas = rewards + discount * next_values - values
-    # The sum of (γλ)^(s-t) δ_s over s ≥ t within one episode, as a product with a triangular matrix.
-    time = torch.arange(len(starts))
-    episode = starts.long().cumsum(0)
-    ahead = time[None, :] - time[:, None]
-    within = (ahead >= 0) & (episode[None, :] == episode[:, None])
-    weights = torch.where(within, (discount * gae_lambda) ** ahead.clamp(min=0).float(), 0.0)
-    return weights @ deltas
+    advantages = torch.empty_like(deltas)
+    ends = [*starts[1:].tolist(), True]
+    running = torch.zeros_like(deltas[:, 0])
+    for t in range(len(ends) - 1, -1, -1):
+        running = deltas[:, t] if ends[t] else torch.add(deltas[:, t], running, alpha=discount * gae_lambda)
+        advantages[:, t] = running
+    return advantages
 
 
 def normalise(advantages: Tensor) -> Tensor:
