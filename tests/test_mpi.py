@@ -83,6 +83,23 @@ def test_reports_are_gathered_in_the_order_of_ranks(size):
             assert reports is None
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_progress_reaches_rank_0_while_it_waits(size):
+    with sub_communicator(size) as comm:
+        if comm is None:
+            return
+        seen = []
+        exchange = Exchange(comm, Layout(4, size), Clock())
+        exchange.on_progress = seen.append
+        for progress in (7, 8):  # the second one at once after the first: too soon to be sent
+            if comm.rank:
+                exchange.post_progress(progress)
+        time.sleep(0.2 if comm.rank else 0)
+        exchange.barrier()
+        exchange.close()
+        assert seen == ([7] if comm.rank == 0 and size > 1 else [])
+
+
 def test_arrays_that_are_not_contiguous_are_refused():
     exchange = Exchange(MPI.COMM_SELF, Layout(4, 1), Clock())
     with pytest.raises(ValueError, match="contiguous"):

@@ -49,7 +49,8 @@ def train(session: Session) -> None:
             if learner:
                 with clock("ppo_update"):
                     means.add(learner.update(mine, first_step, c.annealed(update), permutations))
-            session.tick(update + 1)
+            if actor:
+                session.tick(update + 1)
         session.end_segment(segment, means.result() if learner else None)
     if actor:
         simulator.close()

@@ -105,6 +105,8 @@ class Session:
         self.record = record
         self.influence_folder = influence_folder
         self.exchange = Exchange(comm, layout, clock)
+        if record:
+            self.exchange.on_progress = self.tick
         self.agents = layout.agents(comm.rank)
         """Ids of the agents that this rank owns."""
         self.policy = self._policy_of(self.agents)
@@ -203,13 +205,16 @@ class Session:
             )
 
     def tick(self, updates: int) -> None:
-        """Shows progress inside a segment, where rank 0 sees it."""
+        """Shows progress inside a segment."""
         if self.record:
             self.record.progress.reached(self.configuration.steps_after(updates))
+        else:
+            self.exchange.post_progress(updates)
 
     def close(self, cores: int) -> dict | None:
         """Collects every rank's clock; returns the closing summary on rank 0."""
         reports = self.exchange.gather_report(self.clock.report())
+        self.exchange.close()
         if reports is None:
             return None
         updates = plan(self.configuration, self.domain.horizon)[-1].updates.stop

@@ -4,6 +4,10 @@ Rows travel as raw bytes of contiguous buffers; nothing is pickled. Every transf
 barriers of Algorithm 1), politely and for as long as it takes, so that the transfer itself is short.
 """
 
+import math
+import time
+from collections.abc import Callable
+
 import numpy as np
 from mpi4py import MPI
 
@@ -11,6 +15,10 @@ from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.waiting import wait
 
 _TRANSFER_PAUSE = 100e-6  # seconds; everybody is there, and large messages need many looks to get through
+_PROGRESS_SECONDS = 1.0
+_PROGRESS_TAG = 1
+_REPORTER = 1  # the rank whose progress stands for all
+_NO_MORE_PROGRESS = -1
 
 
 class Exchange:
@@ -27,11 +35,41 @@ class Exchange:
         self._counts = layout.counts()
         self._mine = self._counts[comm.rank]
         self._clock = clock
+        self._sends_progress = comm.rank == _REPORTER < comm.size
+        self._receives_progress = comm.rank == 0 and comm.size > _REPORTER
+        self._progress = np.zeros(1, np.int64)
+        self._posted = MPI.REQUEST_NULL
+        self._posted_at = -math.inf
+        self.on_progress: Callable[[int], None] = lambda progress: None
+        """On rank 0: called with the last progress posted, while it waits for the owners."""
 
     def barrier(self) -> None:
         """Waits for all ranks."""
         with self._clock("wait"):
-            wait(self._comm.Ibarrier())
+            wait(self._comm.Ibarrier(), meanwhile=self._receive_progress if self._receives_progress else None)
+
+    def post_progress(self, progress: int) -> None:
+        """Owners tell how far they are; the first one's word goes to rank 0, about once a second, without waiting."""
+        now = time.monotonic()
+        if self._sends_progress and now - self._posted_at > _PROGRESS_SECONDS and self._posted.Test():
+            self._progress[0] = progress
+            self._posted = self._comm.Isend(self._progress, dest=0, tag=_PROGRESS_TAG)
+            self._posted_at = now
+
+    def close(self) -> None:
+        """Receives what is still under way; the last call of all ranks."""
+        self.barrier()
+        if self._sends_progress:
+            wait(self._posted)
+            self._progress[0] = _NO_MORE_PROGRESS
+            wait(self._comm.Isend(self._progress, dest=0, tag=_PROGRESS_TAG))
+        while self._receives_progress and self._progress[0] != _NO_MORE_PROGRESS:
+            wait(self._comm.Irecv(self._progress, source=_REPORTER, tag=_PROGRESS_TAG))
+
+    def _receive_progress(self) -> None:
+        while self._comm.Iprobe(source=_REPORTER, tag=_PROGRESS_TAG):
+            self._comm.Recv(self._progress, source=_REPORTER, tag=_PROGRESS_TAG)
+            self.on_progress(int(self._progress[0]))
 
     def gather_rows(self, rows: np.ndarray, into: np.ndarray | None) -> None:
         """Collects every owner's rows on rank 0.

@@ -18,6 +18,7 @@ class Progress:
 
     def __init__(self, total: int, n_agents: int):
         self._total = total
+        self._step = 0
         self._n_agents = n_agents
         self._begin = self._last_line = time.monotonic()
         self._bar = None
@@ -34,7 +35,11 @@ class Progress:
             self._bar.write(text)
 
     def reached(self, step: int, text: str = "") -> None:
-        """Training has come to `step`; with a text, or after a quiet minute, a batch log gets a line."""
+        """Training has come to `step`; with a text, or after a quiet minute, a batch log gets a line.
+
+        News may come late: a step behind the last one is shown as the last one.
+        """
+        step = self._step = max(step, self._step)
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             if text:
