@@ -100,7 +100,14 @@ def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple[dict, RunDi
                 check_domain(domain)
             if not arguments.dry_run:
                 path = arguments.runs / (arguments.name or _default_name(configuration, domain))
-                facts = {"seed": configuration.seed, "ranks": comm.size, "layout": str(layout)}
+                from mpi4py import MPI
+
+                facts = {
+                    "seed": configuration.seed,
+                    "ranks": comm.size,
+                    "layout": str(layout),
+                    "mpi_library": MPI.Get_library_version().partition("\n")[0].strip("\0 "),
+                }
                 directory = RunDirectory(path, configuration.to_yaml(), facts)
             outcome = configuration.model_dump(mode="json"), directory and str(directory.path.resolve())
         except UserError as error:

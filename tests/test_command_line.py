@@ -127,7 +127,8 @@ def test_a_run_leaves_a_complete_directory(command_line, mode):
 
     facts = json.loads((folder / "run.json").read_text())
     assert facts["state"] == "finished"
-    assert facts["ranks"] == 1
+    assert (facts["ranks"], facts["seed"]) == (1, 3)
+    assert facts["mpi_library"]
     assert set(facts["versions"]) >= {"python", "torch", "mpi4py", "numpy"}
     assert set(facts["summary"]["phases"]) == set(PHASES)
     assert facts["summary"]["agent_steps"] == 4 * 1600
