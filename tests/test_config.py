@@ -13,7 +13,7 @@ from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import check_size, launched_rank
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.simulators.conformance import check_domain
-from dials_mpi.simulators.noise import NoiseBuffer
+from dials_mpi.simulators.noise import NoiseBuffer, gumbel, logistic, uniform
 from dials_mpi.simulators.registry import BUILT_IN, configuration_file, domain_class, make_domain
 from dials_mpi.streams import stream
 
@@ -240,10 +240,15 @@ def test_streams_differ_by_every_part_of_their_name():
         stream(0, "train/action")
 
 
-def test_noise_of_a_stream_depends_on_nothing_else():
-    def draw(members, steps):
-        buffer = NoiseBuffer([stream(0, "train/actions", m) for m in members], (3, 2))
+@pytest.mark.parametrize("draw", [uniform, gumbel, logistic])
+def test_noise_of_a_stream_depends_on_nothing_else(draw):
+    """Nor on the length of the blocks that are drawn ahead, which is another for one stream than for many."""
+
+    def numbers(members, steps):
+        buffer = NoiseBuffer([stream(0, "train/actions", m) for m in members], (3, 2), draw)
         return np.stack([buffer.next().copy() for _ in range(steps)])
 
-    alone, among_many = draw([7], 500), draw(range(300), 500)
+    alone, among_many = numbers([7], 500), numbers(range(300), 500)
     assert np.array_equal(alone[:, 0], among_many[:, 7])
+    assert np.isfinite(alone).all()
+    assert len(np.unique(alone)) > 2900

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dials_mpi.config import PredictorSettings
 from dials_mpi.influence.dataset import InfluenceDataset
-from dials_mpi.learning.networks import StackedNetwork
+from dials_mpi.learning.networks import StackedNetwork, mean_per_agent
 from dials_mpi.learning.optimiser import Adam
 from dials_mpi.simulators.interface import Influence
-from dials_mpi.simulators.noise import NoiseBuffer, gumbel, uniform
+from dials_mpi.simulators.noise import NoiseBuffer, gumbel, logistic
 from dials_mpi.streams import torch_seed
 
 _EVALUATION_SAMPLES = 1000
@@ -53,7 +52,7 @@ class InfluencePredictor:
     def noise(self, generators: Sequence[np.random.Generator], copies: int) -> NoiseBuffer:
         """The noise that `sample` takes, one stream per agent."""
         if self.bernoulli:
-            return NoiseBuffer(generators, (copies, self._sources), uniform)
+            return NoiseBuffer(generators, (copies, self._sources), logistic)
         return NoiseBuffer(generators, (copies, self._sources, self._classes), gumbel)
 
     def sample(
@@ -63,7 +62,7 @@ class InfluencePredictor:
         logits, state = self.network.step(local_states, state)
         draws = torch.from_numpy(noise.next())
         bernoulli = self.bernoulli
-        sources = draws < torch.sigmoid(logits) if bernoulli else (logits.view(draws.shape) + draws).argmax(dim=-1)
+        sources = draws < logits if bernoulli else (logits.view(draws.shape) + draws).argmax(dim=-1)
         return sources.to(torch.uint8).numpy(), state
 
     def cross_entropy(self, local_states: Tensor, sources: Tensor) -> Tensor:
@@ -75,12 +74,14 @@ class InfluencePredictor:
         """
         logits = self.network.unroll(local_states.float(), self.initial_state(local_states.shape[2]))
         if self.bernoulli:
-            losses = functional.binary_cross_entropy_with_logits(logits, sources.float(), reduction="none")
+            # Of operations whose vectorised and scalar forms agree to the bit, unlike torch's own loss: where a vector
+            # ends and single values begin depends on how many agents are stacked.
+            losses = logits.clamp(min=0) - logits * sources.float() + torch.log1p(torch.exp(-logits.abs()))
         else:
             # The class axis goes last: [A, L, S, U, C].
             log_probabilities = torch.log_softmax(logits.unflatten(-1, (self._sources, self._classes)), dim=-1)
             losses = -log_probabilities.gather(-1, sources.long().unsqueeze(-1)).squeeze(-1)
-        return losses.mean(dim=(1, 2, 3))
+        return mean_per_agent(losses)
 
 
 def train(

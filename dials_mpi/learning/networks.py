@@ -263,6 +263,14 @@ def _steps_with_wipe(keep: Tensor | None) -> frozenset[int]:
     return frozenset() if keep is None else frozenset((keep == 0).any(dim=1).nonzero().ravel().tolist())
 
 
+def mean_per_agent(x: Tensor) -> Tensor:
+    """[A, …] → [A] means over all other axes.
+
+    Added in float64: how many agents are stacked decides in which order floats are added, and here rounding hides it.
+    """
+    return x.flatten(1).mean(dim=1, dtype=torch.float64).float()
+
+
 def as_features(observations: np.ndarray) -> Tensor:
     """Observations or local states of any dtype as a network's float32 input."""
     return torch.from_numpy(observations).float()

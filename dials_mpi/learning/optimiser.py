@@ -33,7 +33,7 @@ class Adam:
             [A] the gradients' norms before that.
         """
         gradients = self._network.gradients
-        norms = gradients.norm(dim=1)
+        norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64).float()
         if max_gradient_norm is not None:
             gradients.mul_((max_gradient_norm / (norms + 1e-6)).clamp_(max=1.0).unsqueeze(1))
         self.steps += 1

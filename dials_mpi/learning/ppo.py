@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from dials_mpi.config import PPOSettings
+from dials_mpi.learning.networks import mean_per_agent
 from dials_mpi.learning.optimiser import Adam
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.rollout import Rollout, log_probability
@@ -94,17 +95,17 @@ class PPO:
                 advantage = normalise(advantages_[:, :, batch])
                 unclipped = ratio * advantage
                 clipped = ratio.clamp(1 - clip, 1 + clip) * advantage
-                policy_loss = -torch.min(unclipped, clipped).mean(dim=(1, 2))
+                policy_loss = -mean_per_agent(torch.min(unclipped, clipped))
 
                 value_error = (values - returns_[:, :, batch]).square()
                 if s.clip_values:
                     before = old_values[:, :, batch]
                     near = before + (values - before).clamp(-clip, clip)
                     value_error = torch.max(value_error, (near - returns_[:, :, batch]).square())
-                value_loss = 0.5 * value_error.mean(dim=(1, 2))
+                value_loss = 0.5 * mean_per_agent(value_error)
 
                 distribution = torch.log_softmax(logits, dim=-1)
-                entropy = -(distribution.exp() * distribution).sum(dim=-1).mean(dim=(1, 2))
+                entropy = -mean_per_agent((distribution.exp() * distribution).sum(dim=-1))
 
                 losses = policy_loss + s.value_coefficient * value_loss - s.entropy_coefficient * entropy
                 self.policy.network.backward(losses.sum())  # a sum, so that agents do not share a learning rate
@@ -116,15 +117,15 @@ class PPO:
                             "policy_loss": policy_loss,
                             "value_loss": value_loss,
                             "entropy": entropy,
-                            "approx_kl": (ratio - 1 - log_ratio).mean(dim=(1, 2)),
-                            "clip_fraction": ((ratio - 1).abs() > clip).float().mean(dim=(1, 2)),
+                            "approx_kl": mean_per_agent(ratio - 1 - log_ratio),
+                            "clip_fraction": mean_per_agent(((ratio - 1).abs() > clip).float()),
                             "gradient_norm": gradient_norm,
                         }
                         for name, value in last.items():
                             sums[name] = sums.get(name, 0) + value.detach() / len(minibatches)
-        unexplained = (returns - rollout.values).var(dim=(1, 2))
-        sums["explained_variance"] = 1 - unexplained / returns.var(dim=(1, 2)).clamp(min=1e-8)
-        sums["training_return"] = rollout.rewards.mean(dim=(1, 2)) * self._horizon
+        explained = 1 - variance_per_agent(returns - rollout.values) / variance_per_agent(returns).clamp(min=1e-8)
+        sums["explained_variance"] = explained
+        sums["training_return"] = mean_per_agent(rollout.rewards) * self._horizon
         return sums
 
 
@@ -157,5 +158,10 @@ def generalised_advantages(
 
 def normalise(advantages: Tensor) -> Tensor:
     """Zero mean and unit variance for each agent of [A, L, S]."""
-    mean = advantages.mean(dim=(1, 2), keepdim=True)
-    return (advantages - mean) / (advantages.std(dim=(1, 2), correction=0, keepdim=True) + 1e-8)
+    mean, deviation = mean_per_agent(advantages), variance_per_agent(advantages).sqrt()
+    return (advantages - mean[:, None, None]) / (deviation[:, None, None] + 1e-8)
+
+
+def variance_per_agent(x: Tensor) -> Tensor:
+    """[A] variances of [A, L, S], of these values and not of what they are a sample of: one value has variance 0."""
+    return mean_per_agent((x - mean_per_agent(x)[:, None, None]).square())

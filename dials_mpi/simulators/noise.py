@@ -16,7 +16,8 @@ class NoiseBuffer:
     Args:
         generators: K streams.
         shape: shape of one stream's noise for one step.
-        draw: `draw(generator, shape)` → float32 array; uniform on [0, 1) by default.
+        draw: `draw(generator, shape)` → float32 array; uniform on [0, 1) by default. It must take its random numbers in
+            the order of the array's elements, so that two short blocks are one long one.
     """
 
     def __init__(
@@ -51,3 +52,9 @@ def uniform(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarra
 def gumbel(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Standard Gumbel noise: argmax(logits + gumbel) is a sample of softmax(logits)."""
     return -np.log(np.maximum(generator.standard_exponential(shape, dtype=np.float32), np.finfo(np.float32).tiny))
+
+
+def logistic(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard logistic noise: logistic < z is true with probability sigmoid(z)."""
+    u = np.maximum(generator.random(shape, dtype=np.float32), np.finfo(np.float32).tiny)
+    return np.log(u) - np.log1p(-u)
