@@ -65,7 +65,7 @@ def main() -> None:
         bench.show(f"{name}, 1 agent, 1 copy", reference, reference, PUBLISHED.get(name))
         for agents in arguments.agents:
             rate = bench.rate(*work(c, agents))
-            bench.show(f"{name}, {agents} agents stacked", rate, reference, PUBLISHED.get(name))
+            bench.show(f"{name}, {agents} agents, {c.ppo.copies} copies", rate, reference, PUBLISHED.get(name))
 
     print(f"\n{'joint steps per second':44}{'here':>12}{'× one copy':>12}{'published':>12}{'×':>8}")
     for name, work in (("GS", global_simulator), ("GS + joint policy", joint_policy)):
@@ -125,11 +125,10 @@ def local_simulator(c: Configuration, agents: int):
     copies = c.ppo.copies
     simulator = domain_of(c, 25).local_simulator(range(agents), copies)
     simulator.seed(streams(0, "train/simulator", range(agents)))
-    simulator.reset()
     generator = np.random.default_rng(0)
     actions = generator.integers(4, size=(agents, copies))
     sources = generator.integers(4, size=(agents, copies, 4)).astype(np.uint8)
-    return repeated(lambda: simulator.step(actions, sources), 100), 100 * agents * copies
+    return episode(simulator, lambda: simulator.step(actions, sources), c), c.domain.horizon * agents * copies
 
 
 def ials(c: Configuration, agents: int):
@@ -137,9 +136,8 @@ def ials(c: Configuration, agents: int):
     predictor = InfluencePredictor(range(agents), domain.influence, c.predictor, 0)
     simulator = InfluenceAugmentedSimulator(domain.local_simulator(range(agents), copies), predictor, copies)
     simulator.seed(streams(0, "train/simulator", range(agents)), streams(0, "train/influence", range(agents)))
-    simulator.reset()
     actions = np.random.default_rng(0).integers(4, size=(agents, copies))
-    return repeated(lambda: simulator.step(actions), 100), 100 * agents * copies
+    return episode(simulator, lambda: simulator.step(actions), c), c.domain.horizon * agents * copies
 
 
 def ials_ppo(c: Configuration, agents: int):
@@ -154,9 +152,8 @@ def ials_ppo(c: Configuration, agents: int):
 def global_simulator(c: Configuration, agents: int, copies: int):
     simulator = domain_of(c, agents).global_simulator(copies)
     simulator.seed(streams(0, "collect/simulator", range(copies)))
-    simulator.reset()
     actions = np.random.default_rng(0).integers(4, size=(agents, copies))
-    return repeated(lambda: simulator.step(actions), 20), 20 * copies
+    return episode(simulator, lambda: simulator.step(actions), c), c.domain.horizon * copies
 
 
 def joint_policy(c: Configuration, agents: int, copies: int):
@@ -169,10 +166,10 @@ def joint_policy(c: Configuration, agents: int, copies: int):
     def work():
         observations = simulator.reset()
         player.reset()
-        for _ in range(20):
+        for _ in range(domain.horizon):
             observations = simulator.step(player.act(observations)).observations
 
-    return work, 20 * copies
+    return work, domain.horizon * copies
 
 
 def aip_training(c: Configuration, agents: int):
@@ -189,12 +186,13 @@ def aip_training(c: Configuration, agents: int):
     return work, c.dataset.steps * agents
 
 
-def repeated(work, times: int):
-    def many():
-        for _ in range(times):
-            work()
+def episode(simulator, step, c: Configuration):
+    def whole():
+        simulator.reset()
+        for _ in range(c.domain.horizon):
+            step()
 
-    return many
+    return whole
 
 
 if __name__ == "__main__":
