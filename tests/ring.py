@@ -1,8 +1,9 @@
 """A domain of a user's own, as small as one can be: N agents in a ring, each told by its left neighbour.
 
 Agent i holds one bit, the influence source of the last step: whether its left neighbour chose action 1. It is paid 1
-for choosing the action that equals its own bit. There is no other randomness than the first bits. Used by the tests as
-`--env ring:Ring`, through the extension point that users have.
+for choosing the action that equals its own bit. A second source, the right neighbour's choice, has no effect. There is
+no other randomness than the first bits. Used by the tests as `--env ring:Ring`, through the extension point that users
+have.
 """
 
 import numpy as np
@@ -38,11 +39,12 @@ class RingGlobalSimulator(_Bits, GlobalSimulator):
     def step(self, actions):
         if actions is None:
             actions = self._bits
-        self._sources = np.roll(actions, 1, axis=0).astype(np.uint8)
-        return self._step(actions, self._sources)
+        neighbours = [np.roll(actions, 1, axis=0), np.roll(actions, -1, axis=0)]
+        self._sources = np.stack(neighbours, axis=-1).astype(np.uint8)
+        return self._step(actions, self._sources[..., 0])
 
     def influence_sources(self):
-        return self._sources[..., None]
+        return self._sources
 
 
 class RingLocalSimulator(_Bits, LocalSimulator):
@@ -64,7 +66,7 @@ class Ring(Domain):
     n_actions = 2
     observation_size = 2
     horizon = 10
-    influence = Influence(sources=1, classes=2, local_state_size=2)
+    influence = Influence(sources=2, classes=2, local_state_size=2)
 
     def global_simulator(self, copies, controller=None):
         return RingGlobalSimulator(self.n_agents, copies)

@@ -101,18 +101,23 @@ def test_training_never_makes_a_predictor_worse_on_held_out_episodes():
     assert (after <= before).all()
 
 
-def test_sampled_sources_follow_the_prediction():
-    for classes in (2, 3):
-        influence = Influence(sources=1, classes=classes, local_state_size=2)
-        predictor = InfluencePredictor([0], influence, PredictorSettings(hidden_sizes=()), 0)
-        predictor.network.parameters[0, -(classes if classes > 2 else 1) :] = torch.tensor([1.0, 0.0, -1.0])[
-            : classes if classes > 2 else 1
-        ]
-        noise = predictor.noise(streams(0, "train/influence", [0]), 20000)
-        sources, _ = predictor.sample(torch.zeros(1, 20000, 2), None, noise)
-        share = np.bincount(sources.ravel(), minlength=classes) / 20000
-        expected = torch.softmax(torch.tensor([1.0, 0.0, -1.0]), 0) if classes > 2 else torch.tensor([0.2689, 0.7311])
-        np.testing.assert_allclose(share, expected, atol=0.015)
+@pytest.mark.parametrize(
+    ("classes", "sources", "biases", "expected"),
+    [
+        (3, 1, [1.0, 0.0, -1.0], [[0.665, 0.245, 0.090]]),
+        (2, 1, [1.0, 0.0], [[0.731, 0.269]]),
+        (2, 2, [1.0, -1.0], [[0.269, 0.731], [0.731, 0.269]]),  # Bernoulli: the logit of class 1
+    ],
+)
+def test_sampled_sources_follow_the_prediction(classes, sources, biases, expected):
+    influence = Influence(sources=sources, classes=classes, local_state_size=2)
+    predictor = InfluencePredictor([0], influence, PredictorSettings(hidden_sizes=()), 0)
+    predictor.network.parameters[0, -len(biases) :] = torch.tensor(biases)
+    noise = predictor.noise(streams(0, "train/influence", [0]), 20000)
+    sampled, _ = predictor.sample(torch.zeros(1, 20000, 2), None, noise)
+    assert sampled.dtype == np.uint8
+    shares = [np.bincount(sampled[0, :, u], minlength=classes) / 20000 for u in range(sources)]
+    np.testing.assert_allclose(shares, expected, atol=0.015)
 
 
 def test_augmented_simulator_wipes_the_predictors_memory_between_episodes():

@@ -19,7 +19,7 @@ _EVALUATION_SAMPLES = 1000
 
 
 class InfluencePredictor:
-    """AIPs of A agents: U influence sources, each a categorical over C classes, or a Bernoulli if C = 2.
+    """AIPs of A agents: U influence sources, each a categorical over C classes, or Bernoullis if C = 2.
 
     A recurrent predictor sees the history l_t through its memory; a feed-forward one sees the local state x_t alone.
 
@@ -33,7 +33,9 @@ class InfluencePredictor:
     def __init__(self, agents: Sequence[int], influence: Influence, settings: PredictorSettings, seed: int):
         self._sources, self._classes, local_state_size = influence
         self.settings = settings
-        self.bernoulli = self._classes == 2
+        # A single binary source is a categorical over two classes: with one output column the matrix library takes
+        # another path for one agent than for several, and rounds differently.
+        self.bernoulli = self._classes == 2 and self._sources > 1
         self.network = StackedNetwork(
             local_state_size,
             settings.recurrent_size,
