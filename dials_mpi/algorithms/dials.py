@@ -4,6 +4,7 @@ Line numbers are those of the paper's listing. Rank 0 runs the GS; the owners of
 block. `untrained-dials` leaves out lines 3 to 6.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -60,20 +61,20 @@ def collect_datasets(session: Session, round_: int) -> InfluenceDataset:
     c, domain = session.configuration, session.domain
     episodes, batches = episodes_and_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
     dataset = InfluenceDataset.empty(len(session.agents), episodes, domain.horizon, domain.influence)
-    batches_of_all = (
-        collect(domain, session.joint_policy, c.dataset.steps, c.dataset.copies, c.seed, round_)
-        if session.joint_policy
-        else iter(())
-    )
-    first = 0
-    for size in batches:
-        with session.clock("collect"):
-            batch = next(batches_of_all, None)
-        part = InfluenceDataset.empty(len(session.agents), size, domain.horizon, domain.influence)
-        for name, mine in part.arrays().items():
-            session.exchange.scatter_rows(batch.arrays()[name] if batch else None, mine)
-            dataset.arrays()[name][:, first : first + size] = mine
-        first += size
+    with contextlib.ExitStack() as stack:
+        joint = session.joint_policy
+        if joint:
+            collection = collect(domain, joint, c.dataset.steps, c.dataset.copies, c.seed, round_)
+            stack.enter_context(contextlib.closing(collection))  # and with it the GS
+        first = 0
+        for size in batches:
+            with session.clock("collect"):
+                batch = next(collection).arrays() if joint else {}
+            part = InfluenceDataset.empty(len(session.agents), size, domain.horizon, domain.influence)
+            for name, mine in part.arrays().items():
+                session.exchange.scatter_rows(batch.get(name), mine)
+                dataset.arrays()[name][:, first : first + size] = mine
+            first += size
     return dataset
 
 

@@ -72,6 +72,7 @@ def _aip_round(c, domain, joint, predictor, turns: float) -> list[tuple[str, flo
     batches_of_all = collect(domain, joint, c.dataset.steps, c.dataset.copies, c.seed, 0)
     begin = time.perf_counter()
     batch = next(batches_of_all)
+    batches_of_all.close()
     collection = (time.perf_counter() - begin) * len(batches)
     agents = predictor.network.n_agents
     mine = type(batch)(**{name: array[:agents] for name, array in batch.arrays().items()})
