@@ -9,6 +9,7 @@ from dials_mpi.algorithms.evaluation import evaluate_policy
 from dials_mpi.algorithms.session import Segment, plan
 from dials_mpi.config import Configuration
 from dials_mpi.influence.collection import collect, episodes_and_batches
+from dials_mpi.influence.dataset import InfluenceDataset
 from dials_mpi.influence.predictor import InfluencePredictor
 from dials_mpi.influence.predictor import train as train_predictor
 from dials_mpi.learning.policy import Policy
@@ -50,10 +51,11 @@ def estimate(configuration: Configuration, domain: Domain, layout: Layout, cores
         predictor = InfluencePredictor(block, domain.influence, c.predictor, c.seed)
         if c.mode == "dials":
             rounds = sum(segment.round is not None for segment in segments)
-            rows += [(name, rounds, s) for name, s in _aip_round(c, domain, joint, predictor, turns)]
+            rows += [(name, rounds, s) for name, s in _aip_round(c, domain, joint, block, turns)]
         learners = LocalLearners(c, domain, block, policy, predictor, Clock())
         learners.learn(Segment(0, range(1), None, False))  # warm up
         learning = _seconds(lambda: learners.learn(Segment(0, range(_PROBED_UPDATES), None, False)))
+        learners.close()
         rows.append((f"update of {len(block)} agents on their IALSs", updates, learning / _PROBED_UPDATES * turns))
 
     total = sum(count * seconds for _, count, seconds in rows)
@@ -66,7 +68,7 @@ def estimate(configuration: Configuration, domain: Domain, layout: Layout, cores
     return "\n".join(lines)
 
 
-def _aip_round(c, domain, joint, predictor, turns: float) -> list[tuple[str, float]]:
+def _aip_round(c, domain, joint, block, turns: float) -> list[tuple[str, float]]:
     """Seconds of collecting one dataset and of one AIP training that stops half-way."""
     episodes, batches = episodes_and_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
     batches_of_all = collect(domain, joint, c.dataset.steps, c.dataset.copies, c.seed, 0)
@@ -74,15 +76,12 @@ def _aip_round(c, domain, joint, predictor, turns: float) -> list[tuple[str, flo
     batch = next(batches_of_all)
     batches_of_all.close()
     collection = (time.perf_counter() - begin) * len(batches)
-    agents = predictor.network.n_agents
-    mine = type(batch)(**{name: array[:agents] for name, array in batch.arrays().items()})
-    probe = type(predictor.settings)(**{**predictor.settings.model_dump(), "epochs": 1})
-    settings, predictor.settings = predictor.settings, probe
-    epoch = _seconds(
-        lambda: train_predictor(predictor, mine, c.dataset.test_fraction, stream(0, "predictor/minibatches"))
-    )
-    predictor.settings = settings
-    training = epoch * (episodes / batches[0]) * settings.epochs / 2 * turns
+    mine = InfluenceDataset(**{name: array[: len(block)] for name, array in batch.arrays().items()})
+    one_epoch = c.predictor.model_copy(update={"epochs": 1})
+    predictor = InfluencePredictor(block, domain.influence, one_epoch, c.seed)
+    permutations = stream(c.seed, "predictor/minibatches")
+    epoch = _seconds(lambda: train_predictor(predictor, mine, c.dataset.test_fraction, permutations))
+    training = epoch * (episodes / batches[0]) * c.predictor.epochs / 2 * turns
     return [("collection of a dataset", collection), ("AIP training", training)]
 
 
@@ -93,6 +92,7 @@ def _gs_update(c, domain, joint, block) -> float:
     actor.start(streams(c.seed, "train/actions", range(c.agents)))
     rollout = Rollout.empty(c.agents, c.ppo, domain.observation_size, c.policy.recurrent_size)
     acting = _seconds(lambda: actor.collect(rollout, c.ppo.sequence_length))
+    simulator.close()
     mine = Rollout(**{name: torch.from_numpy(array[: len(block)]) for name, array in rollout.arrays().items()})
     learner = PPO(Policy(block, domain.observation_size, domain.n_actions, c.policy, c.seed), c.ppo, domain.horizon)
     return acting + _seconds(lambda: learner.update(mine, 0, 0.0, stream(c.seed, "train/minibatches")))

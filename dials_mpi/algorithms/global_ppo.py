@@ -39,7 +39,7 @@ def train(session: Session) -> None:
         means = Means()
         for done, update in enumerate(segment.updates):
             first_step = done * c.ppo.rollout_length % domain.horizon
-            if done:
+            if done:  # `end_segment` has gathered those that a segment starts with
                 session.gather_policies()
             if actor:
                 actor.collect(joint, c.ppo.sequence_length)

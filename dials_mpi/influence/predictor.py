@@ -36,15 +36,16 @@ class InfluencePredictor:
         # A single binary source is a categorical over two classes: with one output column the matrix library takes
         # another path for one agent than for several, and rounds differently.
         self.bernoulli = self._classes == 2 and self._sources > 1
+        outputs = self._sources * (1 if self.bernoulli else self._classes)
         self.network = StackedNetwork(
             local_state_size,
             settings.recurrent_size,
             settings.hidden_sizes,
-            self._sources * (1 if self.bernoulli else self._classes),
+            outputs,
             settings.activation,
             [torch_seed(seed, "predictor/initialise", agent) for agent in agents],
             # Nearly zero logits: an untrained predictor knows nothing and says so, cross-entropy ln C.
-            head_gains=[(self._sources * (1 if self.bernoulli else self._classes), 0.01)],
+            head_gains=[(outputs, 0.01)],
         )
 
     def initial_state(self, copies: int) -> Tensor | None:
@@ -63,8 +64,7 @@ class InfluencePredictor:
         """û ~ Î_θ(· | l): local states [A, B, D] float32 and memory → sources [A, B, U] uint8 and next memory."""
         logits, state = self.network.step(local_states, state)
         draws = torch.from_numpy(noise.next())
-        bernoulli = self.bernoulli
-        sources = draws < logits if bernoulli else (logits.view(draws.shape) + draws).argmax(dim=-1)
+        sources = draws < logits if self.bernoulli else (logits.view(draws.shape) + draws).argmax(dim=-1)
         return sources.to(torch.uint8).numpy(), state
 
     def cross_entropy(self, local_states: Tensor, sources: Tensor) -> Tensor:
