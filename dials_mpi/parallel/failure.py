@@ -5,11 +5,13 @@ Without this an exception on one rank leaves the others waiting for it in a coll
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 EXIT_FAILURE = 1
+_SECONDS_TO_FORWARD = 1.0
 
 
 class AbortOnException:
@@ -37,6 +39,7 @@ class AbortOnException:
         try:
             self._report(kind, error, trace)
         finally:
+            time.sleep(_SECONDS_TO_FORWARD)  # a launcher that hears of the abort drops what it has not yet read
             self._comm.Abort(EXIT_FAILURE)
 
     def _report(self, kind, error, trace) -> None:
