@@ -20,6 +20,7 @@ subclass of `Domain` and one of each simulator; `conformance.check_domain` tells
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -135,6 +136,9 @@ class Domain(ABC):
     observation_size: int
     horizon: int
     """Steps per episode."""
+    scratch: Path | None = None
+    """Folder for files that simulators make on the way, road networks for example; shared by all ranks of a run, which
+    sets it and empties it in the end. None outside a run: make a temporary one."""
     influence: Influence | None
     """None for a domain whose agents are not influenced, or where it is not modelled: no DIALS then."""
 
@@ -150,3 +154,13 @@ class Domain(ABC):
     @abstractmethod
     def local_simulator(self, agents: Sequence[int], copies: int) -> LocalSimulator:
         """The LS of the regions of `agents` (ids in 0 … N-1), each in `copies` copies."""
+
+    def draw(self, simulator: Simulator, axes, copy: int = 0) -> None:
+        """Draws a simulator of this domain as it is now. Domains need not have it.
+
+        Args:
+            simulator: global or local; of the latter the first agent's region is drawn.
+            axes: matplotlib's, empty.
+            copy: which one.
+        """
+        raise NotImplementedError(f"domain {self.name} cannot be drawn: it has no `draw`")

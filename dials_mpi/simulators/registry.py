@@ -7,7 +7,10 @@ from pathlib import Path
 from dials_mpi.errors import UserError
 from dials_mpi.simulators.interface import Domain, DomainSettings
 
-BUILT_IN = {"warehouse": "dials_mpi.simulators.warehouse:Warehouse"}
+BUILT_IN = {
+    "warehouse": "dials_mpi.simulators.warehouse:Warehouse",
+    "traffic": "dials_mpi.simulators.traffic:Traffic",
+}
 
 
 def domain_class(env: str) -> type[Domain]:

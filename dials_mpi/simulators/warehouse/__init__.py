@@ -1,10 +1,10 @@
 """Warehouse commissioning (paper, section 5.2): robots fetch items from the shelves that they share with neighbours."""
 
-import math
 from typing import Literal
 
 from pydantic import Field
 
+from dials_mpi.simulators.grid import grid_side
 from dials_mpi.simulators.interface import Domain, DomainSettings, Influence
 from dials_mpi.simulators.warehouse.global_simulator import WarehouseGlobalSimulator
 from dials_mpi.simulators.warehouse.handcoded import RULES
@@ -46,12 +46,3 @@ class Warehouse(Domain):
 
     def local_simulator(self, agents, copies):
         return WarehouseLocalSimulator(len(agents), self.settings.item_probability, copies)
-
-
-def grid_side(n_agents: int) -> int:
-    """m of an m×m grid; raises ValueError with the nearest possible numbers of agents otherwise."""
-    side = math.isqrt(max(n_agents, 0))
-    if n_agents < 1 or side * side != n_agents:
-        nearest = [m * m for m in (side, side + 1) if m > 0]
-        raise ValueError(f"{n_agents} agents make no m×m grid; the nearest that do: {' or '.join(map(str, nearest))}")
-    return side

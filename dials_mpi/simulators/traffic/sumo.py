@@ -1,0 +1,273 @@
+"""One SUMO simulation behind one adapter, in this process (libsumo) or in a child over a loopback socket (traci).
+
+libsumo holds a single simulation per process. Simulators that share a process take turns: `restart` loads one's own in
+place of whatever was there. With traci every simulator has a child of its own.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import importlib
+import importlib.metadata
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from dials_mpi.errors import UserError
+
+_INSTALL = "pip install -c constraints.txt 'dials_mpi[traffic]'"
+_OPTIONS = {
+    "step-length": "1",
+    "time-to-teleport": "-1",
+    "collision.check-junctions": "true",
+    "no-step-log": "true",
+    "no-warnings": "true",
+    "xml-validation": "never",
+    "xml-validation.net": "never",
+}
+_SEED = "0"
+"""Whatever; nothing random is left to SUMO."""
+_PORTS_TRIED = 5
+_SECONDS_TO_ANSWER = 60.0
+
+
+def installation(backend: str) -> tuple[Path, str]:
+    """SUMO's folder of programs and its version.
+
+    Raises:
+        UserError: a part is missing, or the parts are of different versions.
+    """
+    versions = {}
+    for distribution in ("eclipse-sumo", "sumolib", backend):
+        try:
+            versions[distribution] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            raise UserError(f"env: traffic needs SUMO, but {distribution} is not installed; {_INSTALL}") from None
+    if len(set(versions.values())) > 1:
+        found = ", ".join(f"{name} {version}" for name, version in versions.items())
+        raise UserError(f"env: the parts of SUMO are of different versions ({found}); {_INSTALL}")
+    try:
+        folder = Path(importlib.import_module("sumo").SUMO_HOME) / "bin"
+        importlib.import_module(backend)
+    except ImportError as error:
+        raise UserError(f"env: SUMO is installed but does not load ({error}); {_INSTALL}") from error
+    return folder, versions["eclipse-sumo"]
+
+
+@dataclass(frozen=True)
+class Vehicles:
+    """The vehicles on the watched lanes after a step."""
+
+    lanes: np.ndarray
+    """[V] int64, numbers of the lanes."""
+    positions: np.ndarray
+    """[V] float64, m from the lane's start to the front bumper."""
+    speeds: np.ndarray
+    """[V] float64, m/s."""
+
+
+class Sumo:
+    """A simulation of given files.
+
+    Args:
+        backend: `libsumo` or `traci`.
+        files: SUMO's options that name the network and additional files.
+        lanes: number of each lane to watch, by its id.
+        watches_lights: read the lights' states after each step.
+    """
+
+    _in_process: ClassVar["Sumo | None"] = None
+    """Whose simulation libsumo holds."""
+
+    def __init__(self, backend: str, files: list[str], lanes: dict[str, int], watches_lights: bool = False):
+        self._backend = backend
+        self._files = [*files, *(text for key, value in _OPTIONS.items() for text in (f"--{key}", value))]
+        self._options = [*self._files, "--seed", _SEED]
+        self._constants = importlib.import_module(backend).constants
+        self._lanes = lanes
+        self._watches_lights = watches_lights
+        self._api = None
+        self._child: _Child | None = None
+
+    def restart(self) -> None:
+        """An empty network at time 0, whatever was before."""
+        if self._backend == "libsumo":
+            import libsumo
+
+            if libsumo.isLoaded():
+                libsumo.load(self._options)
+            else:
+                libsumo.start(["sumo", *self._options])
+            Sumo._in_process = self
+            self._api = libsumo
+        else:
+            if self._child is None:
+                self._child = _Child(self._files)
+            self._api = self._child.connection
+            self._api.load(self._options)
+        c = self._constants
+        self._api.simulation.subscribe([c.VAR_DEPARTED_VEHICLES_IDS, c.VAR_PENDING_VEHICLES])
+        if self._watches_lights:
+            for light in self._api.trafficlight.getIDList():
+                self._api.trafficlight.subscribe(light, [c.TL_RED_YELLOW_GREEN_STATE])
+        self._entered = 0
+
+    def enter(self, route: str, lane: str, position: str, speed: float, speed_factor: float = 1.0) -> None:
+        """Lets a vehicle enter in the next step, or as soon as there is room.
+
+        Args:
+            route: it departs on its first edge.
+            lane, position, speed: SUMO's departLane, departPos and departSpeed (m/s).
+            speed_factor: of the speed limit that the driver keeps to.
+        """
+        vehicle = str(self._entered)
+        self._entered += 1
+        self._api.vehicle.add(vehicle, route, "car", "now", lane, position, str(speed))
+        if speed_factor != 1.0:
+            self._api.vehicle.setSpeedFactor(vehicle, speed_factor)
+
+    def step(self, drop_pending: bool = False) -> Vehicles:
+        """One second. With `drop_pending`, vehicles that found no room to enter are gone afterwards."""
+        if self._backend == "libsumo" and Sumo._in_process is not self:
+            raise RuntimeError(
+                "another simulator of this process has taken over libsumo since the last reset; play one episode to "
+                "its end before the next begins, or set domain.backend=traci, which gives each simulator its own SUMO"
+            )
+        api, c = self._api, self._constants
+        api.simulationStep()
+        events = api.simulation.getSubscriptionResults()
+        for vehicle in events[c.VAR_DEPARTED_VEHICLES_IDS]:
+            api.vehicle.subscribe(vehicle, [c.VAR_LANE_ID, c.VAR_LANEPOSITION, c.VAR_SPEED])
+        if drop_pending:
+            for vehicle in events[c.VAR_PENDING_VEHICLES]:
+                api.vehicle.remove(vehicle)
+        number, lane_id, position, speed = self._lanes.get, c.VAR_LANE_ID, c.VAR_LANEPOSITION, c.VAR_SPEED
+        watched = [
+            (lane, state[position], state[speed])
+            for state in api.vehicle.getAllSubscriptionResults().values()
+            if (lane := number(state[lane_id])) is not None
+        ]
+        lanes, positions, speeds = np.array(watched, np.float64).reshape(-1, 3).T
+        return Vehicles(lanes.astype(np.int64), positions, speeds)
+
+    def set_light(self, light: str, state: str) -> None:
+        """Shows `state`, in SUMO's notation, from the next step on."""
+        self._api.trafficlight.setRedYellowGreenState(light, state)
+
+    def light_states(self) -> dict[str, str]:
+        """The states shown, by light; only with `watches_lights`."""
+        results = self._api.trafficlight.getAllSubscriptionResults()
+        return {light: state[self._constants.TL_RED_YELLOW_GREEN_STATE] for light, state in results.items()}
+
+    def poses(self) -> np.ndarray:
+        """[V, 4] x and y (m) of the front bumper, heading (degrees clockwise from north) and speed (m/s) of all
+        vehicles, for pictures; one call per vehicle and figure.
+        """
+        vehicle = self._api.vehicle
+        ids = vehicle.getIDList()
+        rows = [(*vehicle.getPosition(v), vehicle.getAngle(v), vehicle.getSpeed(v)) for v in ids]
+        return np.array(rows, np.float64).reshape(-1, 4)
+
+    def close(self) -> None:
+        if self._child:
+            self._child.close()
+            self._child = None
+        elif Sumo._in_process is self:
+            self._api.close()
+            Sumo._in_process = None
+        self._api = None
+
+
+class _Child:
+    """SUMO as a child process that ends with this one, however this one ends.
+
+    Raises:
+        UserError: none could be started on any of several ports.
+    """
+
+    def __init__(self, files: Sequence[str]):
+        import sumolib
+
+        folder, _ = installation("traci")
+        for _ in range(_PORTS_TRIED):
+            port = sumolib.miscutils.getFreeSocketPort()
+            # Another process may take the port before SUMO does, another SUMO even, which would answer in its place.
+            # The seed tells them apart; the simulation proper is loaded with its own.
+            token = str(secrets.randbelow(2**31))
+            options = [*files, "--seed", token, "--remote-port", str(port)]
+            self._process = subprocess.Popen(
+                [str(folder / "sumo"), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+            atexit.register(self.close)
+            self.connection = None
+            failure = self._connect(port, token)
+            if failure is None:
+                return
+            self.close()
+        raise UserError(
+            f"env: SUMO could not be reached on {_PORTS_TRIED} ports of this machine, the last {port}: {failure}; "
+            "see what else takes ports here, or set domain.backend=libsumo, which needs none"
+        )
+
+    def _connect(self, port: int, token: str) -> str | None:
+        """Sets `connection`; returns what went wrong."""
+        import traci
+
+        deadline = time.monotonic() + _SECONDS_TO_ANSWER
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                return self._last_words()
+            try:
+                connection = traci.connect(port, numRetries=0, host="127.0.0.1")
+            except (traci.exceptions.FatalTraCIError, traci.exceptions.TraCIException):
+                time.sleep(0.02)
+                continue
+            try:
+                own = connection.simulation.getOption("seed") == token
+            except (traci.exceptions.FatalTraCIError, traci.exceptions.TraCIException, OSError):
+                own = False
+            if own:
+                self.connection = connection
+                return None
+            with contextlib.suppress(Exception):  # of another SUMO, or none at all: nothing of ours is lost
+                connection.close(wait=False)
+            return "another program answers there"
+        return f"no answer within {_SECONDS_TO_ANSWER:.0f} s"
+
+    def _last_words(self) -> str:
+        lines = self._process.communicate()[1].strip().splitlines()
+        return lines[0].removeprefix("Error: ") if lines else f"it exited with {self._process.returncode}"
+
+    def close(self) -> None:
+        if self.connection is not None and self._process.poll() is None:
+            with contextlib.suppress(Exception):  # it is ended below in any case
+                self.connection.close(wait=False)
+        self.connection = None
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stderr.close()
+        atexit.unregister(self.close)
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    """In the child, before SUMO starts: the kernel is to kill it when the parent dies, by SIGKILL even."""
+    pr_set_pdeathsig, sigkill = 1, 9
+    _LIBC.prctl(pr_set_pdeathsig, sigkill)
