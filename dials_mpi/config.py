@@ -66,8 +66,9 @@ class PPOSettings(Settings):
     max_gradient_norm: float | None = Field(0.5, gt=0, description="per agent; null: no limit")
     reward_scale: float = Field(1.0, gt=0, description="factor on rewards in learning; returns are reported unscaled")
     anneal: bool = Field(True, description="learning rate falls linearly to 0")
-    anneal_clip: bool = Field(False, description="clip falls linearly to 0, too")
-    anneal_steps: int | None = Field(None, ge=1, description="steps per agent until 0; null: the run's steps")
+    anneal_clip: bool = Field(False, description="clip falls linearly to 0")
+    anneal_entropy: bool = Field(False, description="entropy_coefficient falls linearly to 0")
+    anneal_steps: int | None = Field(None, ge=1, description="steps per agent until they are 0; null: the run's steps")
 
     @property
     def rollout_steps(self) -> int:

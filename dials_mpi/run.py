@@ -15,7 +15,7 @@ from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.waiting import wait
 from dials_mpi.runs.clock import Clock, format_summary
 from dials_mpi.runs.directory import RunDirectory, record_failure
-from dials_mpi.simulators.conformance import check_domain
+from dials_mpi.simulators.conformance import check_domain, check_start
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import BUILT_IN, make_domain
 
@@ -52,6 +52,7 @@ def _work(comm, clock: Clock, guard: AbortOnException, values: dict, directory: 
             guard.record = functools.partial(record_failure, Path(path), comm.rank)
         configuration = from_values(values)
         domain = make_domain(configuration.env, configuration.agents, configuration.domain)
+        domain.scratch = Path(path) / "scratch" if path else None
         layout = Layout(configuration.agents, comm.size)
         cores = _cores(comm)
         if path is None:
@@ -98,6 +99,8 @@ def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple[dict, RunDi
             _check_together(configuration, domain)
             if arguments.dry_run or configuration.env not in BUILT_IN:  # the tests check what is built in
                 check_domain(domain)
+            else:
+                check_start(domain)
             if not arguments.dry_run:
                 path = arguments.runs / (arguments.name or _default_name(configuration, domain))
                 from mpi4py import MPI

@@ -123,7 +123,7 @@ def test_local_simulator_replays_the_global_one_exactly(n_agents, border):
     gs = seeded(domain.global_simulator(copies), copies)
     ls = seeded(domain.local_simulator(range(n_agents), copies), n_agents, seed=1)
     generator = np.random.default_rng(2)
-    own = gs._floor.cells[gs._learning, :12]
+    own = gs.floor.cells[gs.learning, :12]
 
     def new_items(floor):
         return (floor.appeared[own] == floor.now).reshape(-1, copies)
@@ -132,15 +132,15 @@ def test_local_simulator_replays_the_global_one_exactly(n_agents, border):
     for _ in range(episodes):
         ls.reset()
         observations = gs.reset()
-        ls._floor.reset(new_items(gs._floor))
+        ls.floor.reset(new_items(gs.floor))
         for _ in range(domain.horizon):
             actions = generator.integers(4, size=(n_agents, copies))
             observations, rewards = gs.step(actions)
-            step = ls.advance(actions, gs.influence_sources(), new_items(gs._floor))
+            step = ls.advance(actions, gs.influence_sources(), new_items(gs.floor))
             assert np.array_equal(step.observations, observations)
             assert np.array_equal(step.rewards, rewards)
             assert np.array_equal(ls.local_states(), gs.local_states())
-            assert np.array_equal(ls._floor.items(), gs._floor.items(gs._learning)), "the items' ages, too"
+            assert np.array_equal(ls.floor.items(), gs.floor.items(gs.learning)), "the items' ages, too"
             collected += rewards.sum()
     assert collected > 0.5 * n_agents * copies * episodes, "a replay in which nothing happens shows nothing"
 

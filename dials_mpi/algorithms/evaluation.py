@@ -1,11 +1,16 @@
 """Returns on the global simulator, of learned policies and of hand-coded controllers."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 
+from dials_mpi.config import Configuration
+from dials_mpi.errors import UserError
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.rollout import Player
+from dials_mpi.runs.policies import load_policies
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.streams import streams
 
@@ -70,6 +75,33 @@ def evaluate_controller(domain: Domain, controller: str | None, episodes: int, s
         return _play(
             domain, simulator, lambda _: None if controller else generator.integers(domain.n_actions, size=shape)
         )
+
+
+def load_player(run: Path, configuration: Configuration, domain: Domain, copies: int, seed: int) -> Player:
+    """The policies that a run directory holds, ready to act in `copies` copies of the GS.
+
+    Args:
+        configuration, domain: of the run.
+        seed: of the actions.
+
+    Raises:
+        UserError: no policies there, or of other agents or another network.
+    """
+    c, file = configuration, run / "policies.npz"
+    policy = Policy(range(c.agents), domain.observation_size, domain.n_actions, c.policy, c.seed)
+    try:
+        _, parameters = load_policies(file)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: no policies to be read ({error})") from error
+    if parameters.shape != tuple(policy.parameters.shape):
+        raise UserError(
+            f"{file}: parameters of shape {parameters.shape}, but the run's configuration makes "
+            f"{tuple(policy.parameters.shape)}"
+        )
+    policy.parameters.copy_(torch.from_numpy(parameters))
+    player = Player(policy, copies, streams(seed, "evaluate/actions", range(c.agents)))
+    player.reset()
+    return player
 
 
 def _play(domain: Domain, simulator, act) -> Returns:

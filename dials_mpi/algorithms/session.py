@@ -1,6 +1,7 @@
 """What every algorithm works with on one rank: who am I, what travels how, and how a run is measured."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -221,6 +222,8 @@ class Session:
         summary = summarise(reports, self.configuration.steps_after(updates) * self.domain.n_agents, cores)
         self.record.metrics.close()
         self.record.progress.close()
+        if self.domain.scratch:
+            shutil.rmtree(self.domain.scratch, ignore_errors=True)  # all others have handed in their reports by now
         self.record.directory.finish(summary)
         return summary
 

@@ -54,8 +54,10 @@ class PPO:
             mean undiscounted return per `horizon` steps in the simulator that was learned from.
         """
         s = self._settings
-        remaining = 1.0 - progress if s.anneal else 1.0
-        learning_rate, clip = s.learning_rate * remaining, s.clip * (remaining if s.anneal_clip else 1.0)
+        remaining = 1.0 - progress
+        learning_rate = s.learning_rate * (remaining if s.anneal else 1.0)
+        clip = s.clip * (remaining if s.anneal_clip else 1.0)
+        entropy_coefficient = s.entropy_coefficient * (remaining if s.anneal_entropy else 1.0)
 
         length = rollout.rewards.shape[1]
         starts = episode_starts(first_step, length, self._horizon)
@@ -107,7 +109,7 @@ class PPO:
                 distribution = torch.log_softmax(logits, dim=-1)
                 entropy = -mean_per_agent((distribution.exp() * distribution).sum(dim=-1))
 
-                losses = policy_loss + s.value_coefficient * value_loss - s.entropy_coefficient * entropy
+                losses = policy_loss + s.value_coefficient * value_loss - entropy_coefficient * entropy
                 self.policy.network.backward(losses.sum())  # a sum, so that agents do not share a learning rate
                 gradient_norm = self.optimiser.step(learning_rate, s.max_gradient_norm)
 

@@ -33,6 +33,21 @@ def check_domain(domain: Domain) -> None:
     )
 
 
+def check_start(domain: Domain) -> None:
+    """Starts each simulator once, small: what is missing on this machine is said before anything else is done.
+
+    Raises:
+        UserError: from the simulators.
+    """
+    with domain.global_simulator(1) as simulator:
+        simulator.seed([np.random.default_rng(0)])
+        simulator.reset()
+    if domain.influence:
+        with domain.local_simulator([0], 1) as simulator:
+            simulator.seed([np.random.default_rng(0)])
+            simulator.reset()
+
+
 def _check_global(domain: Domain, steps: int) -> None:
     everywhere = list(range(_COPIES))
     first = _play_global(domain, None, everywhere, steps)

@@ -131,6 +131,9 @@ class Domain(ABC):
     controllers: ClassVar[tuple[str, ...]] = ()
     """Names of the hand-coded joint controllers that `global_simulator` knows."""
 
+    observation_range: ClassVar[tuple[float, float]] = (-float("inf"), float("inf"))
+    """Bounds of all entries of an observation, for people who use the simulators with other learners."""
+
     n_agents: int
     n_actions: int
     observation_size: int

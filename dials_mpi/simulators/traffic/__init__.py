@@ -69,6 +69,7 @@ class Traffic(Domain):
     name = "traffic"
     Settings = TrafficSettings
     controllers = CONTROLLERS
+    observation_range = (0.0, 1.0)
 
     n_actions = N_ACTIONS
 
@@ -90,29 +91,25 @@ class Traffic(Domain):
         self.observation_size = self.influence.local_state_size + PHASES
 
     def global_simulator(self, copies, controller=None):
-        length = self.settings.edge_length
-        network = self._network(*self._shape, copies, length, controller == "actuated")
-        return TrafficGlobalSimulator(
-            self._intersections(network), network, self.settings.inflow_probability, controller
+        intersections = self._intersections(
+            *self._shape, copies, self.settings.edge_length, actuated=controller == "actuated"
         )
+        return TrafficGlobalSimulator(intersections, self.settings.inflow_probability, controller)
 
     def local_simulator(self, agents, copies):
-        network = self._network(1, 1, len(agents) * copies, self.settings.outgoing_length)
-        return TrafficLocalSimulator(self._intersections(network), network, len(agents))
+        intersections = self._intersections(1, 1, len(agents) * copies, self.settings.outgoing_length)
+        return TrafficLocalSimulator(intersections, len(agents))
 
     def draw(self, simulator, axes, copy=0):
-        from dials_mpi.simulators.traffic.render import draw
+        from dials_mpi.simulators.traffic.render import draw  # matplotlib is optional
 
         draw(simulator, axes, copy)
 
-    def _network(self, rows, columns, copies, outgoing_length, actuated=False) -> RoadNetwork:
+    def _intersections(self, rows, columns, copies, outgoing_length, actuated=False) -> Intersections:
         s = self.settings
-        return RoadNetwork(
+        network = RoadNetwork(
             rows, columns, copies, s.edge_length, outgoing_length, s.lanes, s.speed_limit, s.junction_radius, actuated
         )
-
-    def _intersections(self, network: RoadNetwork) -> Intersections:
-        s = self.settings
         files = build(network, self.scratch or _temporary_folder(), self._binaries / "netconvert", self._version)
         return Intersections(network, s.yellow, s.cell_length, s.backend, files)
 

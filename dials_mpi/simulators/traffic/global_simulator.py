@@ -18,8 +18,9 @@ class TrafficGlobalSimulator(GlobalSimulator):
         controller: `fixed-time` for that plan instead of `step`'s actions; with `actuated` the network has its own.
     """
 
-    def __init__(self, intersections: Intersections, network, inflow_probability: float, controller: str | None):
+    def __init__(self, intersections: Intersections, inflow_probability: float, controller: str | None):
         self.intersections = intersections
+        network = intersections.network
         self._entries = [street[0] for street in network.streets()]
         self._copies = network.copies
         self._n_agents = network.rows * network.columns

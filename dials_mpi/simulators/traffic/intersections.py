@@ -31,6 +31,8 @@ class Intersections:
         files: options that load the network.
 
     Attributes:
+        network: as given.
+        elapsed: s since the episode began.
         phases: [K] int, 0 … 3.
         bits: [K, lanes, cells] uint8 over the incoming lanes, north first; the nearest cell first.
         counts: [K, lanes] vehicles on each incoming lane.
@@ -39,7 +41,7 @@ class Intersections:
 
     def __init__(self, network: RoadNetwork, yellow: int, cell_length: float, backend: str, files: list[str]):
         places = network.intersections
-        self._network = network
+        self.network = network
         self._yellow = yellow
         self._cell_length = cell_length
         self._names = [network.light(*place) for place in places]
@@ -50,6 +52,7 @@ class Intersections:
         self._states = [state for green in greens for state in (green, green.replace("G", "y"))]
         self._phase_of = {state: phase for phase, state in enumerate(self._states)}
         lanes = APPROACHES * network.lanes
+        self.elapsed = 0
         self.phases = np.zeros(len(places), np.int64)
         self._timers = np.zeros(len(places), np.int64)
         self.bits = np.zeros((len(places), lanes, round(network.edge_length / cell_length)), np.uint8)
@@ -59,9 +62,10 @@ class Intersections:
     def reset(self) -> None:
         """Empty roads, green for north and south, no switch under way."""
         self.sumo.restart()
+        self.elapsed = 0
         for array in (self.phases, self._timers, self.bits, self.counts, self.rewards):
             array[:] = 0
-        if not self._network.actuated:
+        if not self.network.actuated:
             self._show(np.ones(len(self.phases), bool))
 
     def act(self, actions: np.ndarray) -> None:
@@ -77,7 +81,8 @@ class Intersections:
     def step(self, drop_pending: bool = False) -> None:
         """One second of SUMO; `drop_pending` as there."""
         self._read(self.sumo.step(drop_pending))
-        if self._network.actuated:
+        self.elapsed += 1
+        if self.network.actuated:
             states = self.sumo.light_states()
             self.phases[:] = [self._phase_of[states[name]] for name in self._names]
 
@@ -99,10 +104,10 @@ class Intersections:
 
     def _read(self, vehicles: Vehicles) -> None:
         k, lanes, cells = self.bits.shape
-        cell = ((self._network.edge_length - vehicles.positions) / self._cell_length).astype(np.int64)
+        cell = ((self.network.edge_length - vehicles.positions) / self._cell_length).astype(np.int64)
         self.bits[:] = 0
         self.bits.reshape(-1, cells)[vehicles.lanes, np.clip(cell, 0, cells - 1)] = 1
         self.counts[:] = np.bincount(vehicles.lanes, minlength=k * lanes).reshape(k, lanes)
         units = np.rint(vehicles.speeds / _SPEED_UNIT)
         total = np.bincount(vehicles.lanes // lanes, weights=units, minlength=k) * _SPEED_UNIT
-        self.rewards[:] = total / np.maximum(self.counts.sum(axis=1), 1) / self._network.speed_limit
+        self.rewards[:] = total / np.maximum(self.counts.sum(axis=1), 1) / self.network.speed_limit

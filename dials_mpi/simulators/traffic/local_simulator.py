@@ -7,7 +7,6 @@ import numpy as np
 from dials_mpi.simulators.interface import LocalSimulator, Step
 from dials_mpi.simulators.noise import NoiseBuffer
 from dials_mpi.simulators.traffic.intersections import APPROACHES, Intersections
-from dials_mpi.simulators.traffic.network import RoadNetwork
 
 ENTRY_POSITION = 6.0
 """m from the lane's start."""
@@ -27,12 +26,12 @@ class TrafficLocalSimulator(LocalSimulator):
 
     Args:
         intersections: of A · B tiles, agent by agent.
-        network: of them.
         n_agents: A.
     """
 
-    def __init__(self, intersections: Intersections, network: RoadNetwork, n_agents: int):
+    def __init__(self, intersections: Intersections, n_agents: int):
         self.intersections = intersections
+        network = intersections.network
         self._routes = [street[0] for street in network.streets()]
         self._lanes = network.lanes
         self._speed_limit = network.speed_limit

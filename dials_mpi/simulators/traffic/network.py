@@ -168,6 +168,7 @@ def _netconvert(network: RoadNetwork, folder: Path, program: Path) -> None:
         "connection-files": folder / "connections.xml",
         "output-file": folder / "net.xml",
         "no-turnarounds": "true",
+        "offset.disable-normalization": "true",  # coordinates stay those of `origin`
         "no-warnings": "true",
         "xml-validation": "never",
     }

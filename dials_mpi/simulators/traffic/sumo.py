@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import importlib.metadata
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ _SEED = "0"
 """Whatever; nothing random is left to SUMO."""
 _PORTS_TRIED = 5
 _SECONDS_TO_ANSWER = 60.0
+_SECONDS_TO_INTRODUCE = 10.0
 
 
 def installation(backend: str) -> tuple[Path, str]:
@@ -229,20 +231,25 @@ class _Child:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 return self._last_words()
+            before = socket.getdefaulttimeout()
+            socket.setdefaulttimeout(_SECONDS_TO_INTRODUCE)  # whoever listens there may never answer
             try:
                 connection = traci.connect(port, numRetries=0, host="127.0.0.1")
             except (traci.exceptions.FatalTraCIError, traci.exceptions.TraCIException):
                 time.sleep(0.02)
                 continue
+            finally:
+                socket.setdefaulttimeout(before)
             try:
                 own = connection.simulation.getOption("seed") == token
             except (traci.exceptions.FatalTraCIError, traci.exceptions.TraCIException, OSError):
                 own = False
             if own:
+                connection._socket.settimeout(None)  # from now on as long as it takes: jobs may be suspended
                 self.connection = connection
                 return None
-            with contextlib.suppress(Exception):  # of another SUMO, or none at all: nothing of ours is lost
-                connection.close(wait=False)
+            if connection._socket is not None:  # traci has not given up on it itself
+                connection._socket.close()
             return "another program answers there"
         return f"no answer within {_SECONDS_TO_ANSWER:.0f} s"
 

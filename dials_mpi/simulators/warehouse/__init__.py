@@ -29,6 +29,7 @@ class Warehouse(Domain):
     name = "warehouse"
     Settings = WarehouseSettings
     controllers = RULES
+    observation_range = (0.0, 1.0)
 
     n_actions = N_ACTIONS
     observation_size = OBSERVATION_SIZE
@@ -46,3 +47,8 @@ class Warehouse(Domain):
 
     def local_simulator(self, agents, copies):
         return WarehouseLocalSimulator(len(agents), self.settings.item_probability, copies)
+
+    def draw(self, simulator, axes, copy=0):
+        from dials_mpi.simulators.warehouse.render import draw  # matplotlib is optional
+
+        draw(simulator, axes, copy)

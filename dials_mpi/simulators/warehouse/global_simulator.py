@@ -39,13 +39,13 @@ class WarehouseGlobalSimulator(GlobalSimulator):
         side = block + 2 * ring
         grid = np.arange(side * side).reshape(side, side)
         inner = slice(ring, side - ring)
-        self._learning = grid[inner, inner].ravel()
-        self._ring = np.setdiff1d(grid, self._learning)
-        self._floor = Floor(shelf_cells(side), copies)
+        self.learning = grid[inner, inner].ravel()
+        self._ring = np.setdiff1d(grid, self.learning)
+        self.floor = Floor(shelf_cells(side), copies)
         # Beyond a wall stands a robot that never leaves its centre: not on any shelf, so without influence.
         nobody = side * side
         padded = np.pad(grid, 1, constant_values=nobody)
-        row, column = np.divmod(self._learning, side)
+        row, column = np.divmod(self.learning, side)
         self._neighbours = np.stack([padded[row + 1 + down, column + 1 + right] for down, right in NEIGHBOURS], axis=1)
         self._item_probability = np.float32(item_probability)
         self._copies = copies
@@ -53,20 +53,20 @@ class WarehouseGlobalSimulator(GlobalSimulator):
         self._controller = HandcodedRobots(controller, block * block, copies) if controller else None
 
     def seed(self, generators):
-        n_robots = len(self._learning) + len(self._ring)
-        self._noise = NoiseBuffer(generators, (self._floor.n_cells + n_robots,))
+        n_robots = len(self.learning) + len(self._ring)
+        self._noise = NoiseBuffer(generators, (self.floor.n_cells + n_robots,))
 
     def reset(self):
         appears, _ = self._draw()
         self._ring_robots.reset()
         if self._controller:
             self._controller.reset()
-        self._floor.reset(appears)
-        self._observations = self._floor.observations(self._learning)
+        self.floor.reset(appears)
+        self._observations = self.floor.observations(self.learning)
         return self._observations
 
     def step(self, actions):
-        floor = self._floor
+        floor = self.floor
         appears, noise = self._draw()
         joint = np.empty_like(floor.positions)
         joint[self._ring] = self._ring_robots.act(
@@ -74,22 +74,22 @@ class WarehouseGlobalSimulator(GlobalSimulator):
         )
         if self._controller:
             actions = self._controller.act(
-                floor.positions[self._learning], floor.items(self._learning), noise[self._learning]
+                floor.positions[self.learning], floor.items(self.learning), noise[self.learning]
             )
-        joint[self._learning] = actions
+        joint[self.learning] = actions
         floor.step(joint, appears)
-        self._observations = floor.observations(self._learning)
-        return Step(self._observations, floor.rewards(self._learning))
+        self._observations = floor.observations(self.learning)
+        return Step(self._observations, floor.rewards(self.learning))
 
     def local_states(self):
         return self._observations
 
     def influence_sources(self):
-        positions = np.concatenate([self._floor.positions, np.full((1, self._copies), CENTRE)])
+        positions = np.concatenate([self.floor.positions, np.full((1, self._copies), CENTRE)])
         classes = SOURCE_CLASS[np.arange(len(NEIGHBOURS))[:, None], positions[self._neighbours]]
         return classes.swapaxes(1, 2)
 
     def _draw(self) -> tuple[np.ndarray, np.ndarray]:
         """New items [n_cells, B] and uniform noise [R, B] of one step."""
         noise = self._noise.next().T
-        return noise[: self._floor.n_cells] < self._item_probability, noise[self._floor.n_cells :]
+        return noise[: self.floor.n_cells] < self._item_probability, noise[self.floor.n_cells :]

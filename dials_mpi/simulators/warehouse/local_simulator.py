@@ -11,7 +11,7 @@ class WarehouseLocalSimulator(LocalSimulator):
     """The regions of A agents, disjoint, in B copies. All regions are alike, so only their number matters."""
 
     def __init__(self, n_agents: int, item_probability: float, copies: int):
-        self._floor = Floor(np.arange(n_agents * N_SHELVES).reshape(n_agents, N_SHELVES), copies)
+        self.floor = Floor(np.arange(n_agents * N_SHELVES).reshape(n_agents, N_SHELVES), copies)
         self._item_probability = np.float32(item_probability)
         self._copies = copies
         self._agent = np.arange(n_agents)[:, None, None]
@@ -21,8 +21,8 @@ class WarehouseLocalSimulator(LocalSimulator):
         self._noise = NoiseBuffer(generators, (N_SHELVES, self._copies))
 
     def reset(self):
-        self._floor.reset(self._appears())
-        self._observations = self._floor.observations()
+        self.floor.reset(self._appears())
+        self._observations = self.floor.observations()
         return self._observations
 
     def step(self, actions, influence_sources):
@@ -31,9 +31,9 @@ class WarehouseLocalSimulator(LocalSimulator):
     def advance(self, actions: np.ndarray, influence_sources: np.ndarray, appears: np.ndarray) -> Step:
         """`step` with given new items [12 A, B] (bool): the deterministic part of T̂ᵢ."""
         shelves = SHELF_OF_CLASS[self._source, influence_sources.swapaxes(1, 2)]
-        self._floor.step(actions, appears, visited=self._floor.cells[self._agent, shelves])
-        self._observations = self._floor.observations()
-        return Step(self._observations, self._floor.rewards(slice(None)))
+        self.floor.step(actions, appears, visited=self.floor.cells[self._agent, shelves])
+        self._observations = self.floor.observations()
+        return Step(self._observations, self.floor.rewards(slice(None)))
 
     def local_states(self):
         return self._observations

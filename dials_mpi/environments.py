@@ -1,0 +1,185 @@
+"""Our worlds for other people's learners: PettingZoo and Gymnasium adapters (extra `envs`).
+
+    GlobalEnvironment("traffic", agents=4)      a PettingZoo ParallelEnv of the GS
+    LocalEnvironment("warehouse", agents=25)    a Gymnasium Env of one agent's LS
+
+With libsumo a process can hold one traffic environment at a time; `settings={"backend": "traci"}` gives each a SUMO of
+its own.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from pettingzoo import ParallelEnv
+
+from dials_mpi.config import resolve
+from dials_mpi.errors import UserError
+from dials_mpi.simulators.interface import Domain, Simulator
+from dials_mpi.simulators.registry import make_domain
+
+
+def _domain(env: str, agents: int, settings: Mapping[str, Any] | None) -> Domain:
+    layers = [("the caller", {"env": env, "agents": agents, "domain": dict(settings or {})})]
+    configuration = resolve(layers, agents)
+    return make_domain(configuration.env, configuration.agents, configuration.domain)
+
+
+def _spaces(domain: Domain) -> tuple[spaces.Box, spaces.Discrete]:
+    low, high = domain.observation_range
+    return spaces.Box(low, high, (domain.observation_size,), np.float32), spaces.Discrete(domain.n_actions)
+
+
+def _picture(domain: Domain, simulator: Simulator) -> np.ndarray:
+    """[H, W, 3] uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    domain.draw(simulator, figure.add_subplot())
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+class GlobalEnvironment(ParallelEnv):
+    """The GS in one copy. Agents are called `agent_0` …; the horizon truncates.
+
+    Args:
+        env: a built-in domain, or `package.module:ClassName`.
+        agents: N.
+        settings: of the domain, over those of its configuration file.
+        render_mode: `rgb_array` or None.
+
+    Raises:
+        UserError: no such domain or settings.
+    """
+
+    metadata = {"name": "dials_mpi", "render_modes": ["rgb_array"]}  # noqa: RUF012 - PettingZoo's protocol
+
+    def __init__(
+        self,
+        env: str,
+        agents: int = 4,
+        settings: Mapping[str, Any] | None = None,
+        render_mode: str | None = None,
+    ):
+        self.render_mode = render_mode
+        self._domain = _domain(env, agents, settings)
+        self._simulator = self._domain.global_simulator(1)
+        self.possible_agents = [f"agent_{i}" for i in range(agents)]
+        self.agents = []
+        box, discrete = _spaces(self._domain)
+        self._spaces = {agent: (box, spaces.Discrete(discrete.n)) for agent in self.possible_agents}
+        self._seeded = False
+
+    def observation_space(self, agent: str) -> spaces.Box:
+        return self._spaces[agent][0]
+
+    def action_space(self, agent: str) -> spaces.Discrete:
+        return self._spaces[agent][1]
+
+    def reset(self, seed: int | None = None, options: dict | None = None):
+        """Starts an episode; a seed starts the random stream anew, too."""
+        if seed is not None or not self._seeded:
+            self._simulator.seed([np.random.default_rng(seed)])
+            self._seeded = True
+        self.agents = list(self.possible_agents)
+        self._elapsed = 0
+        return self._by_agent(self._simulator.reset()[:, 0].astype(np.float32)), {agent: {} for agent in self.agents}
+
+    def step(self, actions: Mapping[str, int]):
+        """One step of all agents; returns observations, rewards, terminations, truncations and infos by agent."""
+        joint = np.array([[actions[agent]] for agent in self.possible_agents], np.int64)
+        step = self._simulator.step(joint)
+        self._elapsed += 1
+        over = self._elapsed == self._domain.horizon
+        agents = list(self.agents)
+        if over:
+            self.agents = []
+        return (
+            self._by_agent(step.observations[:, 0].astype(np.float32)),
+            self._by_agent(step.rewards[:, 0].tolist()),
+            dict.fromkeys(agents, False),
+            dict.fromkeys(agents, over),
+            {agent: {} for agent in agents},
+        )
+
+    def render(self) -> np.ndarray | None:
+        return _picture(self._domain, self._simulator) if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        self._simulator.close()
+
+    def _by_agent(self, rows) -> dict[str, Any]:
+        return dict(zip(self.possible_agents, rows, strict=True))
+
+
+class LocalEnvironment(gymnasium.Env):
+    """The LS of one agent in one copy, under a given influence.
+
+    Args:
+        env: a built-in domain, or `package.module:ClassName`.
+        agents: N of the system that the agent belongs to.
+        agent: whose region.
+        influence: local state x_t [D] uint8 and a generator → influence sources u_t [U] uint8, called once per step; an
+            AIP for example. By default every class of a source is as likely as any other, whatever the local state.
+        settings: of the domain, over those of its configuration file.
+        render_mode: `rgb_array` or None.
+
+    Raises:
+        UserError: no such domain or settings, or a domain without influence.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's protocol
+
+    def __init__(
+        self,
+        env: str,
+        agents: int = 4,
+        agent: int = 0,
+        influence: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        render_mode: str | None = None,
+    ):
+        self.render_mode = render_mode
+        self._domain = _domain(env, agents, settings)
+        if self._domain.influence is None:
+            raise UserError(f"env: {env!r} has no local simulators: its domain declares no influence")
+        if not 0 <= agent < agents:
+            raise UserError(f"agent: {agent} is none of 0 to {agents - 1}")
+        self._influence = influence or self._uniform
+        self._simulator = self._domain.local_simulator([agent], 1)
+        self.observation_space, self.action_space = _spaces(self._domain)
+        self._seeded = False
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Starts an episode; a seed starts the random streams anew, too."""
+        super().reset(seed=seed)
+        if seed is not None or not self._seeded:
+            simulator, influence = self.np_random.spawn(2)
+            self._simulator.seed([simulator])
+            self._generator = influence
+            self._seeded = True
+        self._elapsed = 0
+        return self._simulator.reset()[0, 0].astype(np.float32), {}
+
+    def step(self, action: int):
+        """One step; `info["influence_sources"]` are the u_t that acted."""
+        sources = np.asarray(self._influence(self._simulator.local_states()[0, 0], self._generator), np.uint8)
+        step = self._simulator.step(np.array([[action]], np.int64), sources[None, None])
+        self._elapsed += 1
+        truncated = self._elapsed == self._domain.horizon
+        observation, reward = step.observations[0, 0].astype(np.float32), float(step.rewards[0, 0])
+        return observation, reward, False, truncated, {"influence_sources": sources}
+
+    def render(self) -> np.ndarray | None:
+        return _picture(self._domain, self._simulator) if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        self._simulator.close()
+
+    def _uniform(self, local_state: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        return generator.integers(self._domain.influence.classes, size=self._domain.influence.sources)
