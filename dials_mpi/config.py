@@ -105,7 +105,7 @@ class EvaluationSettings(Settings):
 
 
 class Configuration(Settings):
-    env: str = Field(description="warehouse, or your own domain as package.module:ClassName")
+    env: str = Field(description="warehouse, traffic, or your own domain as package.module:ClassName")
     agents: int = Field(ge=1, description="N; default: ranks - 1, or 4 in a single process")
     mode: Literal["dials", "untrained-dials", "gs"] = Field("dials", description="where agents learn")
     seed: int = Field(0, ge=0, le=2**63 - 1)

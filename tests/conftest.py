@@ -38,6 +38,15 @@ SMALL = [
 ]
 """A whole run in seconds: two AIP trainings, four evaluations."""
 
+SMALL_TRAFFIC = [
+    *SMALL,
+    "--set=domain.horizon=50",
+    "--set=ppo.sequence_length=1",
+    "--set=policy.recurrent_size=0",
+    "--set=predictor.recurrent_size=0",
+    "--set=predictor.minibatch_size=50",
+]
+
 
 class CommandLine:
     """Runs `python -m dials_mpi …` in a folder of its own."""

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from conftest import SMALL
+from conftest import SMALL, SMALL_TRAFFIC
 
 from dials_mpi.runs.clock import PHASES
 from dials_mpi.runs.metrics import read_metrics
@@ -60,6 +60,15 @@ def test_help_imports_neither_torch_nor_mpi(command_line):
         (["--env", "warehouse", "--step", "10"], "unrecognized arguments: --step 10"),
         (["--env", "ring:Incomplete"], "env: 'ring:Incomplete': Incomplete lacks local_simulator"),
         (["--env", "ring:Uninfluenced"], "mode: dials needs a domain with influence sources; try --mode gs"),
+        (
+            ["--env", "traffic", "--set", "domain.edge_length=95"],
+            "domain: edge_length 95 must be two or more whole",
+        ),
+        (["--env", "traffic", "--set", "domain.rows=2"], "domain: give both rows and columns"),
+        (
+            ["--env", "traffic", "--set", "domain.backend=x"],
+            "domain.backend: 'x': Input should be 'libsumo' or 'traci'",
+        ),
         (["--env", "warehouse", "--config", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
     ],
 )
@@ -221,16 +230,61 @@ def test_an_exception_on_one_rank_ends_the_job_with_one_message(command_line):
     assert read_metrics(folder)[0]["phase"] == "reference", "what was saved stays readable"
 
 
+@pytest.mark.parametrize("backend", ["libsumo", "traci"])
+def test_traffic_on_ranks_of_their_own(command_line, backend):
+    """Every rank has a SUMO of its own, and none is left afterwards."""
+    result = command_line(
+        "--env=traffic", "--name=t", f"--set=domain.backend={backend}", *SMALL_TRAFFIC, ranks=5
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    metrics = read_metrics(command_line.folder / "runs" / "t")
+    assert [record["controller"] for record in metrics if record["phase"] == "reference"] == ["actuated", "fixed-time"]
+    assert [record["round"] for record in metrics if record["phase"] == "aip"] == [0, 1]
+    assert not sumos(command_line.folder)
+
+
+def rank_processes(job):
+    """The Python processes of a running `mpirun`, by rank."""
+    ranks = {}
+    for child in psutil.Process(job.pid).children(recursive=True):
+        rank = next((child.environ()[name] for name in RANK_VARIABLES if name in child.environ()), None)
+        if rank is not None and child.name() != "sumo":
+            ranks[int(rank)] = child
+    return ranks
+
+
+def sumos(folder):
+    """SUMO processes on networks of a run in `folder`."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["name", "cmdline"])
+        if process.info["name"] == "sumo" and any(str(folder) in word for word in process.info["cmdline"] or ())
+    ]
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_no_sumo_outlives_a_killed_job(command_line, victim):
+    process = command_line.start(
+        "--env=traffic", "--agents=4", "--name=k", "--set=domain.backend=traci", *SMALL_TRAFFIC,
+        "--steps=10000000", "--set=evaluation.interval=10000000", "--set=predictor.interval=10000000", ranks=3,
+    )  # fmt: skip
+    wait_for(lambda: len(sumos(command_line.folder)) >= 2, process)  # of the owners
+    rank_processes(process)[victim].send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    wait_until_gone = time.monotonic() + 20
+    while sumos(command_line.folder) and time.monotonic() < wait_until_gone:
+        time.sleep(0.1)
+    assert not sumos(command_line.folder)
+
+
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_killed_rank_ends_the_job(command_line, victim):
     process = command_line.start("--env", "warehouse", "--agents", "4", "--name", "k", "--steps", "100000000", ranks=3)
     metrics = command_line.folder / "runs" / "k" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and "evaluate" in metrics.read_text(), process)
-    ranks = {}
-    for child in psutil.Process(process.pid).children(recursive=True):
-        rank = next((child.environ()[name] for name in RANK_VARIABLES if name in child.environ()), None)
-        if rank is not None:
-            ranks[int(rank)] = child
+    ranks = rank_processes(process)
     assert sorted(ranks) == [0, 1, 2]
     ranks[victim].send_signal(signal.SIGKILL)
     process.communicate(timeout=60)

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import SMALL
+from conftest import SMALL, SMALL_TRAFFIC
 from mpi4py import MPI
 
 from dials_mpi import cli
@@ -142,13 +142,16 @@ RUNS = {
         "--set=ppo.sequence_length=1", "--set=ppo.minibatch_size=40", "--set=dataset.steps=200",
         "--set=predictor.interval=800", "--set=evaluation.interval=400",
     ],
+    "traffic": ["--env=traffic", *SMALL_TRAFFIC],
+    "traffic over sockets": ["--env=traffic", "--set=domain.backend=traci", *SMALL_TRAFFIC],
+    "traffic, gs": ["--env=traffic", *SMALL_TRAFFIC],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_layout_does_not_change_the_result(shared_folder, name):
     """Same seed on 1, 2, 3 and 5 ranks: datasets identical, and so are metrics and policies, to the last bit."""
-    mode = name if name in MODES else "dials"
+    mode = next((mode for mode in reversed(MODES) if name.endswith(mode)), "dials")
     folders = []
     for size in SIZES:
         with sub_communicator(size) as comm:
@@ -157,6 +160,7 @@ def test_layout_does_not_change_the_result(shared_folder, name):
                 folders.append(train(comm, shared_folder, f"ranks{size}", *arguments))
     if WORLD.rank:
         return
+    assert not any((folder / "scratch").exists() for folder in folders)
     reference, *others = folders
     assert len(read_metrics(reference)) > 6
     for other in others:

@@ -28,7 +28,7 @@ from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.influence.predictor import InfluencePredictor  # noqa: E402
 from dials_mpi.learning.policy import Policy  # noqa: E402
 from dials_mpi.learning.rollout import Player  # noqa: E402
-from dials_mpi.runs.clock import Clock  # noqa: E402
+from dials_mpi.runs.clock import PHASES, Clock  # noqa: E402
 from dials_mpi.simulators.registry import make_domain  # noqa: E402
 from dials_mpi.streams import streams  # noqa: E402
 
@@ -123,9 +123,7 @@ def learners(arguments) -> None:
         clock = Clock()
         learner = LocalLearners(c, domain, agents, policy, predictor, clock)
         learner.learn(Segment(0, range(1), None, False))
-        clock.totals.clear()
-        updates = 5
-        rates = []
+        before, updates, rates = clock.report(), 5, []
         for _ in range(arguments.repeats):
             begin = time.perf_counter()
             learner.learn(Segment(0, range(updates), None, False))
@@ -133,8 +131,9 @@ def learners(arguments) -> None:
         learner.close()
         rate = statistics.median(rates)
         reference = reference or rate
-        total = sum(clock.totals.values())
-        shares = "  ".join(f"{clock.totals[phase] / total:9.0%}" for phase in ("simulate", "act", "ppo_update"))
+        seconds = dict(zip(PHASES, clock.report() - before, strict=False))
+        total = sum(seconds.values())
+        shares = "  ".join(f"{seconds[phase] / total:9.0%}" for phase in ("simulate", "act", "ppo_update"))
         print(f"  {n:6} {rate:15,.0f} {rate / reference:13.2f} {rate / PUBLISHED_IALS_PPO:13.2f} {shares}", flush=True)
 
 

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
-environment tests
+environment tests,traffic,envs,plots
 ruff check .
 ruff format --check .
 python -m pytest "$@"

@@ -28,10 +28,11 @@ from dials_mpi.streams import stream, streams
 def train(session: Session) -> None:
     """Runs Algorithm 1 on this rank, in step with all others."""
     c, domain, clock = session.configuration, session.domain, session.clock
-    predictor = InfluencePredictor(session.agents, domain.influence, c.predictor, c.seed)  # line 1, with session.policy
-    learners = None
-    if session.agents:
-        learners = LocalLearners(c, domain, session.agents, session.policy, predictor, clock)
+    with clock("start"):
+        predictor = InfluencePredictor(session.agents, domain.influence, c.predictor, c.seed)  # line 1; session.policy
+        learners = None
+        if session.agents:
+            learners = LocalLearners(c, domain, session.agents, session.policy, predictor, clock)
 
     session.evaluate_references()
     session.gather_policies()

@@ -24,7 +24,8 @@ def train(session: Session) -> None:
     joint = actor = None
     if session.joint_policy:
         joint = rollout(domain.n_agents)
-        simulator = domain.global_simulator(c.ppo.copies)
+        with clock("start"):
+            simulator = domain.global_simulator(c.ppo.copies)
         actor = Actor(session.joint_policy, simulator, c.ppo.copies, domain.horizon, clock)
 
     session.evaluate_references()

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from dials_mpi.errors import UserError
 from dials_mpi.simulators.grid import grid_side
 from dials_mpi.simulators.interface import Domain, DomainSettings, Influence
 from dials_mpi.simulators.traffic.global_simulator import TrafficGlobalSimulator
@@ -117,5 +118,8 @@ class Traffic(Domain):
 @functools.cache
 def _temporary_folder() -> Path:
     """For networks outside a run; gone with the process."""
-    _temporary_folder.holder = tempfile.TemporaryDirectory(prefix="dials_mpi-traffic-")
+    try:
+        _temporary_folder.holder = tempfile.TemporaryDirectory(prefix="dials_mpi-traffic-")
+    except OSError as error:
+        raise UserError(f"no folder for temporary files ({error}); set TMPDIR to one that can be written") from error
     return Path(_temporary_folder.holder.name)

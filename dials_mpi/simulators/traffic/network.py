@@ -124,7 +124,7 @@ def build(network: RoadNetwork, folder: Path, netconvert: Path, version: str) ->
     except OSError as error:
         raise UserError(
             f"the road network cannot be written to {folder}: {error.strerror}; make room there or choose another "
-            "folder (--runs, or TMPDIR for tools)"
+            "folder (--runs for a run, TMPDIR for anything else)"
         ) from error
     return ["--net-file", str(net), "--additional-files", str(extra)]
 
