@@ -37,9 +37,10 @@ def _picture(domain: Domain, simulator: Simulator) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 5), dpi=100)
+    figure = Figure(figsize=(6, 5), dpi=100)
     canvas = FigureCanvasAgg(figure)
-    domain.draw(simulator, figure.add_subplot())
+    colours, label = domain.draw(simulator, axes := figure.add_subplot())
+    figure.colorbar(colours, ax=axes, label=label, shrink=0.7)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -124,8 +125,9 @@ class LocalEnvironment(gymnasium.Env):
         env: a built-in domain, or `package.module:ClassName`.
         agents: N of the system that the agent belongs to.
         agent: whose region.
-        influence: local state x_t [D] uint8 and a generator → influence sources u_t [U] uint8, called once per step; an
-            AIP for example. By default every class of a source is as likely as any other, whatever the local state.
+        influence: local state x_t [D] uint8 and a generator → influence sources u_t [U] integers, called once per step;
+            an AIP for example. One with a memory has a method `reset()`, called when an episode starts. By default
+            every class of a source is as likely as any other, whatever the local state.
         settings: of the domain, over those of its configuration file.
         render_mode: `rgb_array` or None.
 
@@ -163,12 +165,18 @@ class LocalEnvironment(gymnasium.Env):
             self._simulator.seed([simulator])
             self._generator = influence
             self._seeded = True
+        if hasattr(self._influence, "reset"):
+            self._influence.reset()
         self._elapsed = 0
         return self._simulator.reset()[0, 0].astype(np.float32), {}
 
     def step(self, action: int):
         """One step; `info["influence_sources"]` are the u_t that acted."""
-        sources = np.asarray(self._influence(self._simulator.local_states()[0, 0], self._generator), np.uint8)
+        sources = np.asarray(self._influence(self._simulator.local_states()[0, 0], self._generator))
+        size, classes, _ = self._domain.influence
+        if sources.shape != (size,) or not np.isin(sources, range(classes)).all():
+            raise ValueError(f"influence: {sources.tolist()} are not {size} sources with classes 0 to {classes - 1}")
+        sources = sources.astype(np.uint8)
         step = self._simulator.step(np.array([[action]], np.int64), sources[None, None])
         self._elapsed += 1
         truncated = self._elapsed == self._domain.horizon

@@ -44,6 +44,25 @@ def test_paper_configuration_has_the_published_values():
     assert ppo.entropy_coefficient == 0.01
 
 
+def test_paper_configuration_of_traffic_has_the_published_values():
+    file = configuration_file("traffic").with_name("traffic_paper.yaml")
+    c = resolve([(str(file), load_yaml(file))], 4)
+    assert (c.steps, c.predictor.interval, c.dataset.steps) == (4_000_000, 1_000_000, 10_000)
+    assert (c.policy.recurrent_size, c.policy.hidden_sizes, c.policy.activation) == (0, (256, 128), "relu")
+    predictor = c.predictor
+    assert (predictor.recurrent_size, predictor.hidden_sizes, predictor.activation) == (0, (128,), "relu")
+    assert (predictor.learning_rate, predictor.minibatch_size, predictor.epochs) == (1e-4, 120, 100)
+    assert predictor.patience >= predictor.epochs
+    ppo = c.ppo
+    assert (ppo.copies, ppo.rollout_steps, ppo.epochs, ppo.minibatch_size) == (1, 128, 3, 32)
+    assert (ppo.discount, ppo.gae_lambda, ppo.learning_rate, ppo.clip) == (0.99, 0.95, 2.5e-4, 0.1)
+    assert (ppo.clip_values, ppo.anneal, ppo.anneal_clip, ppo.anneal_entropy) == (True, True, True, False)
+    assert (ppo.entropy_coefficient, ppo.max_gradient_norm, ppo.reward_scale) == (0.01, None, 1.0)
+    domain = c.domain
+    assert (domain.horizon, domain.edge_length, domain.cell_length, domain.outgoing_length) == (300, 100, 10, 100)
+    assert (domain.inflow_probability, domain.junction_radius, domain.speed_limit, domain.yellow) == (0.1, 6.2, 10, 3)
+
+
 def test_later_layers_win_key_by_key():
     c = resolve(
         [

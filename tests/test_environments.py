@@ -70,15 +70,36 @@ def test_bad_arguments_are_named():
 
 @pytest.mark.parametrize("env", WORLDS)
 @pytest.mark.parametrize("kind", [GlobalEnvironment, LocalEnvironment])
-def test_pictures_show_what_goes_on(env, kind):
-    environment = kind(env, 4, settings={} if env == "warehouse" else {"backend": "traci"}, render_mode="rgb_array")
+def test_environments_can_be_seen(env, kind):
+    environment = kind(env, 4, settings=WORLDS[env], render_mode="rgb_array")
     environment.reset(seed=0)
-    empty = environment.render()
-    for _ in range(12):
-        environment.step(dict.fromkeys(environment.possible_agents, 0) if kind is GlobalEnvironment else 0)
-    busy = environment.render()
+    picture = environment.render()
     environment.close()
-    assert empty.shape == (500, 500, 3)
-    assert empty.dtype == np.uint8
-    assert len(np.unique(empty.reshape(-1, 3), axis=0)) > 20
-    assert (empty != busy).any(axis=2).sum() > 100
+    assert picture.shape == (500, 600, 3)
+    assert picture.dtype == np.uint8
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+
+
+def test_an_influence_that_makes_no_sense_is_refused():
+    environment = LocalEnvironment("warehouse", 4, influence=lambda state, generator: np.array([0, 1, 2, -1]))
+    environment.reset(seed=0)
+    with pytest.raises(ValueError, match=r"\[0, 1, 2, -1\] are not 4 sources with classes 0 to 3"):
+        environment.step(0)
+
+
+def test_an_influence_with_a_memory_is_told_of_new_episodes():
+    class Counting:
+        episodes = 0
+
+        def reset(self):
+            self.episodes += 1
+
+        def __call__(self, state, generator):
+            return np.zeros(4, int)
+
+    influence = Counting()
+    environment = LocalEnvironment("warehouse", 4, influence=influence)
+    environment.reset(seed=0)
+    environment.step(0)
+    environment.reset()
+    assert influence.episodes == 2

@@ -41,12 +41,12 @@ WARM_UP = 60
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiles", type=int, nargs="+", default=[1, 8, 64, 200], help="tiles (1 8 64 200)")
-    parser.add_argument("--agents", type=int, nargs="+", default=[1, 4, 25], help="agents on a rank (1 4 25)")
-    parser.add_argument("--lights", type=int, nargs="+", default=[4, 25, 49, 100], help="of the GS (4 25 49 100)")
-    parser.add_argument("--copies", type=int, default=5, help="of the GS (5)")
-    parser.add_argument("--repeats", type=int, default=5, help="(5)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="per repeat (0.5)")
+    parser.add_argument("--tiles", type=_positive, nargs="+", default=[1, 8, 64, 200], help="tiles (1 8 64 200)")
+    parser.add_argument("--agents", type=_positive, nargs="+", default=[1, 4, 25], help="agents on a rank (1 4 25)")
+    parser.add_argument("--lights", type=_positive, nargs="+", default=[4, 25, 49, 100], help="of the GS (4 25 49 100)")
+    parser.add_argument("--copies", type=_positive, default=5, help="of the GS (5)")
+    parser.add_argument("--repeats", type=_positive, default=5, help="(5)")
+    parser.add_argument("--seconds", type=_positive_seconds, default=0.5, help="per repeat (0.5)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     try:
@@ -57,6 +57,18 @@ def main() -> int:
         print(f"bench_traffic: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
+
+
+def _positive_seconds(text: str) -> float:
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return float(text)
 
 
 def domain_of(agents: int, **settings):

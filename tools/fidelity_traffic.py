@@ -30,9 +30,9 @@ from dials_mpi.simulators.traffic.handcoded import FixedTime  # noqa: E402
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="run directory")
-    parser.add_argument("--agents", type=int, default=4, help="lights, without a run (4)")
-    parser.add_argument("--copies", type=int, default=6, help="episodes side by side (6)")
-    parser.add_argument("--seed", type=int, default=0, help="(0)")
+    parser.add_argument("--agents", type=_at_least(1), default=4, help="lights, without a run (4)")
+    parser.add_argument("--copies", type=_at_least(1), default=6, help="episodes side by side (6)")
+    parser.add_argument("--seed", type=_at_least(0), default=0, help="(0)")
     arguments = parser.parse_args()
     try:
         report(arguments)
@@ -42,11 +42,22 @@ def main() -> int:
     return 0
 
 
+def _at_least(lowest: int):
+    def integer(text: str) -> int:
+        if int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text} is less than {lowest}")
+        return int(text)
+
+    return integer
+
+
 def report(arguments: argparse.Namespace) -> None:
     layer = {"env": "traffic", "agents": arguments.agents}
     if arguments.run:
         layer = load_yaml(arguments.run / "config.yaml")
     c = resolve([(str(arguments.run), layer)], arguments.agents)
+    if c.env != "traffic":
+        raise UserError(f"{arguments.run}: a run on {c.env}, not on traffic")
     domain = make_domain(c.env, c.agents, c.domain)
     shape = (c.agents, arguments.copies)
     generator = np.random.default_rng(arguments.seed)

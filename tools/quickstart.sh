@@ -5,6 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
 extras=
-[[ " $* " == *traffic* ]] && extras=traffic
+[[ " $* " == *" --env traffic "* || " $* " == *" --env=traffic "* ]] && extras=traffic
 environment "$extras"
 exec mpirun -n 5 python -m dials_mpi --env warehouse "$@"

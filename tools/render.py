@@ -6,8 +6,9 @@
     python tools/render.py --env traffic --agents 25 --controller actuated --at 120 --out grid.png
     python tools/render.py --env warehouse --controller random --out robots.gif
 
-The local simulator is fed with the influence sources of an episode on the global one, played first with the same
-policies, and its agent takes the actions it took there: what differs between the two pictures is the abstraction.
+The local simulator is fed with the influence sources of an episode on the global one, played first. A run's policy
+acts on what it sees in the local simulator; of a hand-coded controller the actions of the global episode are repeated
+(in the warehouse the items of the two differ, so such a robot walks to items that are not there).
 """
 
 import argparse
@@ -39,17 +40,26 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path, nargs="?", help="run directory: its configuration, and its policies")
     p.add_argument("--env", help="domain, without a run")
-    p.add_argument("--agents", type=int, default=4, help="number of agents, without a run (4)")
+    p.add_argument("--agents", type=_at_least(1), help="number of agents, without a run (4)")
     p.add_argument("--controller", help="random or a hand-coded one, instead of the run's policies")
     p.add_argument("--simulator", choices=("gs", "ls"), default="gs", help="global or local (gs)")
-    p.add_argument("--agent", type=int, default=0, help="whose local simulator (0)")
-    p.add_argument("--seed", type=int, default=0, help="of the episode (0)")
-    p.add_argument("--first", type=int, default=0, help="first step of a GIF (0)")
-    p.add_argument("--steps", type=int, default=120, help="steps of a GIF (120)")
-    p.add_argument("--at", type=int, help="step of a PNG (the last of the GIF)")
-    p.add_argument("--fps", type=int, default=8, help="frames per second of a GIF (8)")
+    p.add_argument("--agent", type=_at_least(0), default=0, help="whose local simulator (0)")
+    p.add_argument("--seed", type=_at_least(0), default=0, help="of the episode (0)")
+    p.add_argument("--first", type=_at_least(0), help="first step of a GIF (0)")
+    p.add_argument("--steps", type=_at_least(1), help="steps of a GIF (120, or what is left of the episode)")
+    p.add_argument("--at", type=_at_least(0), help="step of a PNG (120, or the episode's last)")
+    p.add_argument("--fps", type=_at_least(1), default=8, help="frames per second of a GIF (8)")
     p.add_argument("--out", type=Path, required=True, help="file to write, .png or .gif")
     return p
+
+
+def _at_least(lowest: int):
+    def integer(text: str) -> int:
+        if int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text} is less than {lowest}")
+        return int(text)
+
+    return integer
 
 
 def main() -> int:
@@ -59,38 +69,41 @@ def main() -> int:
     except (UserError, NotImplementedError) as error:
         print(f"render: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"render: {arguments.out}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
     return 0
 
 
 def render(arguments: argparse.Namespace) -> None:
-    domain, act = _players(arguments)
     kind = arguments.out.suffix.lower()
-    if kind not in (".png", ".gif"):
+    others = {".png": ("first", "steps"), ".gif": ("at",)}
+    if kind not in others:
         raise UserError(f"--out: {arguments.out}: its name must end with .png or .gif")
-    if not arguments.out.resolve().parent.is_dir():
-        raise UserError(f"--out: the folder {arguments.out.resolve().parent} does not exist")
-    last = arguments.at if arguments.at is not None and kind == ".png" else arguments.first + arguments.steps
-    last = min(last, domain.horizon)
-    shown = {last} if kind == ".png" else set(range(arguments.first, last + 1))
-    if arguments.first < 0 or last < 0 or not shown:
-        raise UserError(f"an episode has the steps 0 to {domain.horizon}")
+    for option in others[kind]:
+        if getattr(arguments, option) is not None:
+            raise UserError(f"--{option}: of no use for a {kind}; a PNG has --at, a GIF --first and --steps")
+    domain, act = _players(arguments)
+    shown = _steps(arguments, kind, domain.horizon)
 
     wide = 6.4 if arguments.simulator == "ls" or domain.n_agents <= 9 else 12.8
     figure, axes = plt.subplots(figsize=(wide, 0.875 * wide), dpi=100, layout="constrained")
+    arguments.out.touch()  # before the work, if it cannot be written
     writer = PillowWriter(fps=arguments.fps)
     if kind == ".gif":
         writer.setup(figure, arguments.out)
 
     def show(simulator, step):
         if step in shown:
-            for artist in [*axes.patches, *axes.lines, *axes.texts, *axes.collections]:
-                artist.remove()
-            domain.draw(simulator, axes)
+            axes.clear()
+            colours, label = domain.draw(simulator, axes)
+            if len(figure.axes) == 1:
+                figure.colorbar(colours, ax=axes, label=label, shrink=0.7)
             if kind == ".gif":
                 writer.grab_frame()
 
     play = _play_local if arguments.simulator == "ls" else _play_global
-    play(arguments, domain, act, last, show)
+    play(arguments, domain, act, shown[-1], show)
     if kind == ".gif":
         writer.finish()
     else:
@@ -98,17 +111,32 @@ def render(arguments: argparse.Namespace) -> None:
     print(arguments.out)
 
 
+def _steps(arguments: argparse.Namespace, kind: str, horizon: int) -> range:
+    """The steps of the episode that are drawn."""
+    first = arguments.first or 0
+    if kind == ".png":
+        first = min(120, horizon) if arguments.at is None else arguments.at
+        last = first
+    else:
+        last = min(first + 120, horizon) if arguments.steps is None else first + arguments.steps
+    if last > horizon or first > horizon:
+        raise UserError(f"step {last}: an episode of this domain ends after step {horizon}")
+    return range(first, last + 1)
+
+
 def _players(arguments: argparse.Namespace):
     """The domain, and observations [N, 1, O] → actions [N, 1]; None where the GS has a controller."""
     if (arguments.run is None) == (arguments.env is None):
         raise UserError("give a run directory or --env, and not both")
     if arguments.run:
+        if arguments.agents is not None:
+            raise UserError("--agents: the run has its own number; leave it out")
         layers = [(str(arguments.run / "config.yaml"), load_yaml(arguments.run / "config.yaml"))]
     else:
-        layers = [("--env", {"env": arguments.env, "agents": arguments.agents})]
-    c = resolve(layers, arguments.agents)
+        layers = [("--env", {"env": arguments.env, "agents": arguments.agents or 4})]
+    c = resolve(layers, 4)
     domain = make_domain(c.env, c.agents, c.domain)
-    if not 0 <= arguments.agent < c.agents:
+    if arguments.agent >= c.agents:
         raise UserError(f"--agent: {arguments.agent} is none of 0 to {c.agents - 1}")
     known = ("random", *domain.controllers)
     if arguments.controller and arguments.controller not in known:
@@ -121,36 +149,40 @@ def _players(arguments: argparse.Namespace):
 
     from dials_mpi.algorithms.evaluation import load_player
 
-    return domain, load_player(arguments.run, c, domain, 1, arguments.seed).act
+    # Two episodes at most: one on the GS, and for the LS another one.
+    players = [load_player(arguments.run, c, domain, 1, seed) for seed in (arguments.seed, arguments.seed + 1)]
+    return domain, [player.act for player in players]
 
 
 def _play_global(arguments, domain: Domain, act, last: int, show, record=None) -> None:
+    first_act = act[0] if isinstance(act, list) else act
     with domain.global_simulator(1, None if act else arguments.controller) as simulator:
         simulator.seed(streams(arguments.seed, "evaluate/simulator", [0]))
         observations = simulator.reset()
         show(simulator, 0)
         for step in tqdm(range(1, last + 1), "episode", leave=False):
-            actions = act(observations) if act else None
-            observations, _ = simulator.step(actions)
+            observations, _ = simulator.step(first_act(observations) if act else None)
             if record is not None:
-                record.append((actions, simulator.influence_sources().copy()))
+                record.append((None if act else simulator.actions().copy(), simulator.influence_sources().copy()))
             show(simulator, step)
 
 
 def _play_local(arguments, domain: Domain, act, last: int, show) -> None:
-    if act is None:
-        raise UserError("--simulator ls needs the agent's actions; take a run's policies or --controller random")
     if domain.influence is None:
         raise UserError(f"domain {domain.name} has no local simulators: it declares no influence")
     record = []
     _play_global(arguments, domain, act, last, lambda simulator, step: None, record)
+    act = act[1] if isinstance(act, list) else act
     mine = slice(arguments.agent, arguments.agent + 1)
     with domain.local_simulator([arguments.agent], 1) as simulator:
         simulator.seed(streams(arguments.seed, "evaluate/simulator", [1]))
-        simulator.reset()
+        observations = simulator.reset()
         show(simulator, 0)
         for step, (actions, sources) in enumerate(record, 1):
-            simulator.step(actions[mine], sources[mine])
+            if actions is None:
+                # The other agents' rows are filled with the same; each policy has its own memory.
+                actions = act(np.repeat(observations, domain.n_agents, axis=0))
+            observations, _ = simulator.step(actions[mine], sources[mine])
             show(simulator, step)
 
 

@@ -1,5 +1,7 @@
 """Returns on the global simulator, of learned policies and of hand-coded controllers."""
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,13 +93,15 @@ def load_player(run: Path, configuration: Configuration, domain: Domain, copies:
     policy = Policy(range(c.agents), domain.observation_size, domain.n_actions, c.policy, c.seed)
     try:
         _, parameters = load_policies(file)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: no policies to be read ({error})") from error
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{file}: no policies to be read ({str(error) or type(error).__name__})") from error
     if parameters.shape != tuple(policy.parameters.shape):
         raise UserError(
             f"{file}: parameters of shape {parameters.shape}, but the run's configuration makes "
             f"{tuple(policy.parameters.shape)}"
         )
+    if parameters.dtype != np.float32 or not np.isfinite(parameters).all():
+        raise UserError(f"{file}: damaged: parameters that are no finite float32 numbers")
     policy.parameters.copy_(torch.from_numpy(parameters))
     player = Player(policy, copies, streams(seed, "evaluate/actions", range(c.agents)))
     player.reset()

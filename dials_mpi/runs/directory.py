@@ -12,7 +12,7 @@ from typing import Any
 
 from dials_mpi.errors import UserError
 
-_PACKAGES = ("dials_mpi", "numpy", "torch", "mpi4py", "h5py", "pydantic")
+_PACKAGES = ("dials_mpi", "numpy", "torch", "mpi4py", "h5py", "pydantic", "eclipse-sumo", "libsumo", "traci")
 
 
 class RunDirectory:

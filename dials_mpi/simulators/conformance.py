@@ -1,5 +1,8 @@
 """Tells whether a domain keeps what `interface` promises. For tests, and for people who write their own domain."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 
 from dials_mpi.errors import UserError
@@ -39,6 +42,19 @@ def check_start(domain: Domain) -> None:
     Raises:
         UserError: from the simulators.
     """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="dials_mpi-")
+    except OSError as error:
+        raise UserError(f"no folder for temporary files ({error}); set TMPDIR to one that can be written") from error
+    with folder as path:
+        scratch, domain.scratch = domain.scratch, Path(path)
+        try:
+            _start_once(domain)
+        finally:
+            domain.scratch = scratch
+
+
+def _start_once(domain: Domain) -> None:
     with domain.global_simulator(1) as simulator:
         simulator.seed([np.random.default_rng(0)])
         simulator.reset()

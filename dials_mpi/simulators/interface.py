@@ -21,7 +21,7 @@ subclass of `Domain` and one of each simulator; `conformance.check_domain` tells
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -92,6 +92,13 @@ class GlobalSimulator(Simulator):
             actions: [N, B] integers in 0 … n_actions-1, or None where a hand-coded controller acts.
         """
 
+    def actions(self) -> np.ndarray:
+        """[N, B] integers, the actions of the last `step`, whoever chose them; for replays of hand-coded controllers.
+
+        Simulators without controllers need not have it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not tell the actions of its controllers")
+
     def local_states(self) -> np.ndarray:
         """[N, B, D] uint8, x_t as it is now. Domains without influence need not have it."""
         raise NotImplementedError(f"{type(self).__name__} has no local states: its domain declares no influence")
@@ -158,12 +165,15 @@ class Domain(ABC):
     def local_simulator(self, agents: Sequence[int], copies: int) -> LocalSimulator:
         """The LS of the regions of `agents` (ids in 0 … N-1), each in `copies` copies."""
 
-    def draw(self, simulator: Simulator, axes, copy: int = 0) -> None:
+    def draw(self, simulator: Simulator, axes, copy: int = 0) -> tuple[Any, str]:
         """Draws a simulator of this domain as it is now. Domains need not have it.
 
         Args:
             simulator: global or local; of the latter the first agent's region is drawn.
             axes: matplotlib's, empty.
             copy: which one.
+
+        Returns:
+            What a colour bar is made of: matplotlib's ScalarMappable, and its label.
         """
         raise NotImplementedError(f"domain {self.name} cannot be drawn: it has no `draw`")

@@ -24,6 +24,8 @@ class Replay(NamedTuple):
 def replay(domain: Domain, copies: int, act: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Replay:
     """Plays an episode on the GS, then its actions and recorded influence sources on the LS.
 
+    What a local simulator draws at random besides, items in the warehouse for example, differs between the two.
+
     Args:
         copies: B.
         act: observations [N, B, O] → actions [N, B], called once per step.

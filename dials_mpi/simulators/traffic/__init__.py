@@ -26,17 +26,24 @@ class TrafficSettings(DomainSettings):
     rows: int | None = Field(None, ge=1, description="of the grid; null: a square")
     columns: int | None = Field(None, ge=1)
     horizon: int = Field(300, ge=1, le=100_000, description="steps of 1 s per episode")
-    inflow_probability: float = Field(0.1, ge=0, le=1, description="chance per second of a vehicle at each border edge")
+    inflow_probability: float = Field(
+        0.1, ge=0, le=1, description="chance per second of a vehicle at each street that comes in"
+    )
     edge_length: float = Field(100.0, gt=0, description="m between intersections, and from the border to the first")
     cell_length: float = Field(10.0, gt=0, description="m; resolution of what agents see")
     lanes: int = Field(1, ge=1, le=4, description="per direction")
-    speed_limit: float = Field(10.0, gt=0, le=50, description="m/s")
+    speed_limit: float = Field(10.0, ge=1, le=50, description="m/s; at most a cell per second")
     junction_radius: float = Field(6.2, gt=0, description="m")
     yellow: int = Field(3, ge=1, description="s of yellow after a switch")
-    outgoing_length: float = Field(100.0, gt=0, description="m of the local simulator's outgoing lanes")
+    outgoing_length: float = Field(100.0, ge=1, description="m of the local simulator's outgoing lanes")
 
     @model_validator(mode="after")
     def _geometry(self):
+        for name in ("edge_length", "speed_limit", "junction_radius", "outgoing_length"):
+            if round(getattr(self, name), 2) != getattr(self, name):
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is finer than the 0.01 that road networks are written in"
+                )
         cells = self.edge_length / self.cell_length
         if abs(cells - round(cells)) > 1e-9 or cells < 2:
             raise ValueError(
@@ -46,6 +53,11 @@ class TrafficSettings(DomainSettings):
             raise ValueError(
                 f"cell_length {self.cell_length:g} must be more than {ENTRY_POSITION:g} m, where vehicles enter the "
                 "local simulator, or they would never be seen in the farthest cell"
+            )
+        if self.speed_limit > self.cell_length:
+            raise ValueError(
+                f"speed_limit {self.speed_limit:g} m/s is more than a cell of cell_length {self.cell_length:g} m per "
+                "step: vehicles would jump over the farthest cell unseen"
             )
         clearance = self.edge_length - 2 * self.junction_radius - 2 * 1.6 * self.lanes
         if clearance < _MINIMUM_CLEARANCE:
@@ -104,7 +116,7 @@ class Traffic(Domain):
     def draw(self, simulator, axes, copy=0):
         from dials_mpi.simulators.traffic.render import draw  # matplotlib is optional
 
-        draw(simulator, axes, copy)
+        return draw(simulator, axes, copy)
 
     def _intersections(self, rows, columns, copies, outgoing_length, actuated=False) -> Intersections:
         s = self.settings

@@ -4,7 +4,7 @@ import numpy as np
 
 from dials_mpi.simulators.interface import GlobalSimulator, Step
 from dials_mpi.simulators.noise import NoiseBuffer
-from dials_mpi.simulators.traffic.handcoded import FixedTime
+from dials_mpi.simulators.traffic.handcoded import CONTROLLERS, FixedTime
 from dials_mpi.simulators.traffic.intersections import Intersections
 
 
@@ -13,8 +13,7 @@ class TrafficGlobalSimulator(GlobalSimulator):
 
     Args:
         intersections: of B copies of the grid, copy by copy.
-        copies: B.
-        inflow_probability: chance per second that a vehicle wants to enter at each lane end of the border.
+        inflow_probability: chance per second that a vehicle wants to enter at each street that comes in.
         controller: `fixed-time` for that plan instead of `step`'s actions; with `actuated` the network has its own.
     """
 
@@ -26,6 +25,8 @@ class TrafficGlobalSimulator(GlobalSimulator):
         self._n_agents = network.rows * network.columns
         self._inflow_probability = np.float32(inflow_probability)
         self._entry_speed = network.speed_limit
+        if controller not in (None, *CONTROLLERS):
+            raise ValueError(f"controller {controller!r} of traffic lights: choose one of {', '.join(CONTROLLERS)}")
         self._controller = controller
         self._fixed_time = FixedTime(len(network.intersections)) if controller == "fixed-time" else None
 
@@ -40,14 +41,21 @@ class TrafficGlobalSimulator(GlobalSimulator):
 
     def step(self, actions):
         if self._fixed_time:
-            self.intersections.act(self._fixed_time.act())
-        elif not self._controller:
-            self.intersections.act(actions.T.ravel())
+            actions = self._fixed_time.act()
+        before = self.intersections.phases.copy()
+        if self._controller != "actuated":
+            self._actions = actions.T.ravel()
+            self.intersections.act(self._actions)
         for k in np.flatnonzero(self._noise.next() < self._inflow_probability).tolist():
             # At the speed limit: SUMO draws no slower driver for a vehicle that is to depart at this speed.
             self.intersections.sumo.enter(self._entries[k], "free", "base", self._entry_speed)
         self.intersections.step()
+        if self._controller == "actuated":
+            self._actions = (before != self.intersections.phases) & (before % 2 == 0)
         return Step(self._observations(), self._by_agent(self.intersections.rewards))
+
+    def actions(self):
+        return self._by_agent(self._actions).astype(np.int64)
 
     def local_states(self):
         return self._by_agent(self.intersections.local_states())

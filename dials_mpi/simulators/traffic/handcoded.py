@@ -15,8 +15,9 @@ class FixedTime:
         cycle: s, yellow included.
     """
 
-    CYCLE = 16
-    """The best of 16, 20, 30, 40, 60, 80 and 100 on the 2×2 grid."""
+    CYCLE = 14
+    """The best of 8, 10, 12, … 24, 28, 32, 40, 60 and 80 on the 2×2 and the 5×5 grid. It depends on the length of the
+    blocks: a vehicle takes 12 s from one stop line to the next."""
 
     def __init__(self, n_lights: int, cycle: int = CYCLE):
         self._n_lights = n_lights

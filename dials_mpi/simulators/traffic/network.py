@@ -9,6 +9,7 @@ and column 0 are border nodes, so the traffic light of agent r·columns + c is `
 """
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import math
@@ -113,6 +114,8 @@ def build(network: RoadNetwork, folder: Path, netconvert: Path, version: str) ->
     key = repr((dataclasses.asdict(network), VEHICLE, ACTUATED_PARAMETERS, version))
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     net, extra = folder / f"{name}.net.xml", folder / f"{name}.add.xml"
+    if any(character in str(folder) for character in ",$"):
+        raise UserError(f"{folder}: SUMO cannot read files from a folder with a comma or $ in its name; choose another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not net.is_file():
@@ -162,20 +165,26 @@ def _netconvert(network: RoadNetwork, folder: Path, program: Path) -> None:
     for kind, elements in (("nodes", nodes), ("edges", edges), ("connections", connections)):
         text = "\n".join([f"<{kind}>", *elements, f"</{kind}>\n"])
         (folder / f"{kind}.xml").write_text(text, encoding="utf-8")
-    options = {
-        "node-files": folder / "nodes.xml",
-        "edge-files": folder / "edges.xml",
-        "connection-files": folder / "connections.xml",
-        "output-file": folder / "net.xml",
+    options = {  # relative names: SUMO splits paths at commas
+        "node-files": "nodes.xml",
+        "edge-files": "edges.xml",
+        "connection-files": "connections.xml",
+        "output-file": "net.xml",
         "no-turnarounds": "true",
         "offset.disable-normalization": "true",  # coordinates stay those of `origin`
         "no-warnings": "true",
         "xml-validation": "never",
     }
-    command = [str(program), *(text for key, value in options.items() for text in (f"--{key}", str(value)))]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [str(program), *(text for key, value in options.items() for text in (f"--{key}", value))]
+    try:
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(f"env: {program} cannot be started: {error.strerror}; reinstall SUMO") from error
     if result.returncode:
-        raise UserError(f"domain: netconvert cannot build the road network: {result.stderr.strip().splitlines()[0]}")
+        words = (result.stderr.strip() or f"it ended with {result.returncode}").splitlines()[0]
+        raise UserError(f"domain: netconvert cannot build the road network: {words}")
+    if not (folder / "net.xml").read_text(encoding="utf-8").rstrip().endswith("</net>"):  # nor does it say so
+        raise OSError(errno.ENOSPC, "netconvert could not write the whole file")
 
 
 def _additional(network: RoadNetwork) -> str:

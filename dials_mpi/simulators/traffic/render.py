@@ -16,7 +16,7 @@ _MAGNIFIED = 1.7
 _COLOURS = {"G": "#00a651", "y": "#ffc20e", "r": "#d7191c"}
 
 
-def draw(simulator, axes, copy: int) -> None:
+def draw(simulator, axes, copy: int) -> tuple[ScalarMappable, str]:
     """Draws one copy of the GS, or of the first agent's intersection in the LS."""
     intersections = simulator.intersections
     network = intersections.network
@@ -49,10 +49,8 @@ def draw(simulator, axes, copy: int) -> None:
             [_outline(*vehicle[:3]) for vehicle in here], facecolors=colours.to_rgba(3.6 * here[:, 3]), zorder=3
         )
     )
-    if not getattr(axes, "dials_mpi_legend", False):
-        axes.figure.colorbar(colours, ax=axes, label="speed (km/h)", shrink=0.7)
-        axes.dials_mpi_legend = True
     axes.set_title(f"second {intersections.elapsed}: {len(here)} vehicles", fontsize=9)
+    return colours, "speed (km/h)"
 
 
 def _draw_lights(axes, network, x: float, y: float, state: str) -> None:

@@ -4,16 +4,19 @@ libsumo holds a single simulation per process. Simulators that share a process t
 place of whatever was there. With traci every simulator has a child of its own.
 """
 
-import atexit
 import contextlib
 import ctypes
+import functools
 import importlib
 import importlib.metadata
+import os
 import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +62,10 @@ def installation(backend: str) -> tuple[Path, str]:
         folder = Path(importlib.import_module("sumo").SUMO_HOME) / "bin"
         importlib.import_module(backend)
     except ImportError as error:
-        raise UserError(f"env: SUMO is installed but does not load ({error}); {_INSTALL}") from error
+        raise UserError(
+            f"env: SUMO is installed but does not load ({error}); {_INSTALL}, and the system libraries that it names "
+            "(Debian: apt-get install libgl1 libxrender1 libxext6)"
+        ) from error
     return folder, versions["eclipse-sumo"]
 
 
@@ -95,25 +101,43 @@ class Sumo:
         self._constants = importlib.import_module(backend).constants
         self._lanes = lanes
         self._watches_lights = watches_lights
-        self._api = None
+        self._loaded = None
         self._child: _Child | None = None
 
+    @property
+    def _api(self):
+        """libsumo or the connection, which have the same functions; never somebody else's simulation."""
+        if self._backend == "libsumo" and Sumo._in_process is not self:
+            raise RuntimeError(
+                "another simulator of this process has taken over libsumo since the last reset; play one episode to "
+                "its end before the next begins, or set domain.backend=traci, which gives each simulator its own SUMO"
+            )
+        return self._loaded
+
     def restart(self) -> None:
-        """An empty network at time 0, whatever was before."""
+        """An empty network at time 0, whatever was before.
+
+        Raises:
+            UserError: SUMO does not start, or refuses the files.
+        """
         if self._backend == "libsumo":
             import libsumo
 
-            if libsumo.isLoaded():
-                libsumo.load(self._options)
-            else:
-                libsumo.start(["sumo", *self._options])
+            Sumo._in_process = None
+            try:
+                if libsumo.isLoaded():
+                    libsumo.load(self._options)
+                else:
+                    libsumo.start(["sumo", *self._options])
+            except (libsumo.TraCIException, libsumo.FatalTraCIError) as error:
+                raise UserError(f"env: SUMO refuses its network ({error}): {' '.join(self._files[:4])}") from error
             Sumo._in_process = self
-            self._api = libsumo
+            self._loaded = libsumo
         else:
             if self._child is None:
                 self._child = _Child(self._files)
-            self._api = self._child.connection
-            self._api.load(self._options)
+            self._loaded = self._child.connection
+            self._loaded.load(self._options)
         c = self._constants
         self._api.simulation.subscribe([c.VAR_DEPARTED_VEHICLES_IDS, c.VAR_PENDING_VEHICLES])
         if self._watches_lights:
@@ -137,11 +161,6 @@ class Sumo:
 
     def step(self, drop_pending: bool = False) -> Vehicles:
         """One second. With `drop_pending`, vehicles that found no room to enter are gone afterwards."""
-        if self._backend == "libsumo" and Sumo._in_process is not self:
-            raise RuntimeError(
-                "another simulator of this process has taken over libsumo since the last reset; play one episode to "
-                "its end before the next begins, or set domain.backend=traci, which gives each simulator its own SUMO"
-            )
         api, c = self._api, self._constants
         api.simulationStep()
         events = api.simulation.getSubscriptionResults()
@@ -182,16 +201,17 @@ class Sumo:
             self._child.close()
             self._child = None
         elif Sumo._in_process is self:
-            self._api.close()
+            self._loaded.close()
             Sumo._in_process = None
-        self._api = None
+        self._loaded = None
 
 
 class _Child:
-    """SUMO as a child process that ends with this one, however this one ends.
+    """SUMO as a child process that ends with this object, and with this process however that ends (on Linux even by
+    SIGKILL; elsewhere SUMO ends when its socket closes). It belongs to the thread that made it.
 
     Raises:
-        UserError: none could be started on any of several ports.
+        UserError: it refuses its files, or could not be reached on any of several ports.
     """
 
     def __init__(self, files: Sequence[str]):
@@ -204,77 +224,87 @@ class _Child:
             # The seed tells them apart; the simulation proper is loaded with its own.
             token = str(secrets.randbelow(2**31))
             options = [*files, "--seed", token, "--remote-port", str(port)]
-            self._process = subprocess.Popen(
-                [str(folder / "sumo"), *options],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-            )
-            atexit.register(self.close)
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+            try:
+                self._process = subprocess.Popen(
+                    [str(folder / "sumo"), *options],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    preexec_fn=functools.partial(_end_with_parent, os.getpid()) if sys.platform == "linux" else None,
+                )
+            except OSError as error:
+                raise UserError(f"env: {folder / 'sumo'} cannot be started: {error.strerror}; {_INSTALL}") from error
+            self._finalizer = weakref.finalize(self, _end, self._process)
             self.connection = None
-            failure = self._connect(port, token)
-            if failure is None:
+            if self._connect(port, token):
                 return
+            words = self._last_words()
             self.close()
+            if self._process.returncode > 0 and "address" not in words.lower():
+                raise UserError(f"env: SUMO ended at its start: {words}")
         raise UserError(
-            f"env: SUMO could not be reached on {_PORTS_TRIED} ports of this machine, the last {port}: {failure}; "
-            "see what else takes ports here, or set domain.backend=libsumo, which needs none"
+            f"env: SUMO could not be reached on {_PORTS_TRIED} ports of this machine, the last {port}: "
+            f"{words or 'another program answers there'}; see what else takes ports here, or set "
+            "domain.backend=libsumo, which needs none"
         )
 
-    def _connect(self, port: int, token: str) -> str | None:
-        """Sets `connection`; returns what went wrong."""
+    def _connect(self, port: int, token: str) -> bool:
+        """Sets `connection`; False if SUMO is gone, or somebody else answers."""
         import traci
 
+        failures = (traci.exceptions.FatalTraCIError, traci.exceptions.TraCIException, OSError)
         deadline = time.monotonic() + _SECONDS_TO_ANSWER
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                return self._last_words()
+        while time.monotonic() < deadline and self._process.poll() is None:
             before = socket.getdefaulttimeout()
             socket.setdefaulttimeout(_SECONDS_TO_INTRODUCE)  # whoever listens there may never answer
             try:
                 connection = traci.connect(port, numRetries=0, host="127.0.0.1")
-            except (traci.exceptions.FatalTraCIError, traci.exceptions.TraCIException):
+            except failures:
                 time.sleep(0.02)
                 continue
             finally:
                 socket.setdefaulttimeout(before)
             try:
                 own = connection.simulation.getOption("seed") == token
-            except (traci.exceptions.FatalTraCIError, traci.exceptions.TraCIException, OSError):
+            except failures:
                 own = False
             if own:
                 connection._socket.settimeout(None)  # from now on as long as it takes: jobs may be suspended
                 self.connection = connection
-                return None
+                return True
             if connection._socket is not None:  # traci has not given up on it itself
                 connection._socket.close()
-            return "another program answers there"
-        return f"no answer within {_SECONDS_TO_ANSWER:.0f} s"
+        return False
 
     def _last_words(self) -> str:
-        lines = self._process.communicate()[1].strip().splitlines()
-        return lines[0].removeprefix("Error: ") if lines else f"it exited with {self._process.returncode}"
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return lines[0].removeprefix("Error: ") if lines else ""
 
     def close(self) -> None:
         if self.connection is not None and self._process.poll() is None:
             with contextlib.suppress(Exception):  # it is ended below in any case
                 self.connection.close(wait=False)
         self.connection = None
-        try:
-            self._process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stderr.close()
-        atexit.unregister(self.close)
+        self._finalizer()
+        self._errors.close()
+
+
+def _end(process: subprocess.Popen) -> None:
+    try:
+        process.wait(timeout=0.5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _end_with_parent() -> None:
-    """In the child, before SUMO starts: the kernel is to kill it when the parent dies, by SIGKILL even."""
+def _end_with_parent(parent: int) -> None:
+    """In the child, before SUMO starts: the kernel is to kill it when the parent's thread dies, by SIGKILL even."""
     pr_set_pdeathsig, sigkill = 1, 9
     _LIBC.prctl(pr_set_pdeathsig, sigkill)
+    if os.getppid() != parent:  # gone already
+        os._exit(1)

@@ -51,4 +51,4 @@ class Warehouse(Domain):
     def draw(self, simulator, axes, copy=0):
         from dials_mpi.simulators.warehouse.render import draw  # matplotlib is optional
 
-        draw(simulator, axes, copy)
+        return draw(simulator, axes, copy)

@@ -76,10 +76,13 @@ class WarehouseGlobalSimulator(GlobalSimulator):
             actions = self._controller.act(
                 floor.positions[self.learning], floor.items(self.learning), noise[self.learning]
             )
-        joint[self.learning] = actions
+        joint[self.learning] = self._actions = np.asarray(actions)
         floor.step(joint, appears)
         self._observations = floor.observations(self.learning)
         return Step(self._observations, floor.rewards(self.learning))
+
+    def actions(self):
+        return self._actions
 
     def local_states(self):
         return self._observations

@@ -11,7 +11,7 @@ _OLD = 50
 """Steps at which the colour of an item ends."""
 
 
-def draw(simulator, axes, copy: int) -> None:
+def draw(simulator, axes, copy: int) -> tuple[ScalarMappable, str]:
     """Draws one copy of the GS, or the first agent's region of the LS. Learning robots are numbered."""
     floor = simulator.floor
     learning = getattr(simulator, "learning", np.array([0]))
@@ -32,10 +32,6 @@ def draw(simulator, axes, copy: int) -> None:
         if since != NEVER:
             colour = _AGES.to_rgba(floor.now - since)
             axes.add_patch(Rectangle((j - 0.28, i - 0.28), 0.56, 0.56, facecolor=colour, edgecolor="black", lw=0.5))
-    if not getattr(axes, "dials_mpi_legend", False):
-        axes.figure.colorbar(_AGES, ax=axes, label="age of an item (steps)", extend="max", shrink=0.7)
-        axes.dials_mpi_legend = True
-
     i, j = np.divmod(floor.positions[regions, copy], SIZE)
     points_per_cell = axes.get_window_extent().width / axes.figure.dpi * 72 / size
     for k, (y, x) in enumerate(zip(pitch * row + i, pitch * column + j, strict=True)):
@@ -46,6 +42,7 @@ def draw(simulator, axes, copy: int) -> None:
         if len(agent) and hasattr(simulator, "learning"):
             axes.text(x, y, str(agent[0]), color="white", size=0.3 * points_per_cell, ha="center", va="center_baseline")
     axes.set_title(f"step {floor.now}; blue robots learn, grey ones are scripted", fontsize=9)
+    return _AGES, f"age of an item (steps, {_OLD} or more)"
 
 
 _AGES = ScalarMappable(Normalize(0, _OLD), "YlOrRd")
