@@ -11,6 +11,8 @@ from dials_mpi.parallel.launcher import launched_rank
 from dials_mpi.simulators.registry import BUILT_IN
 
 EXIT_USAGE = 2
+EXIT_UNFINISHED = 75
+"""EX_TEMPFAIL: stopped before the end, to be resumed."""
 
 _DESCRIPTION = """\
 Train many agents of a networked system in parallel with distributed influence-augmented local simulators (DIALS).
@@ -26,9 +28,12 @@ examples:
   mpirun -n 26 python -m dials_mpi --env traffic                25 traffic lights in SUMO
   python -m dials_mpi --env warehouse --set ppo.learning_rate=1e-3 --set evaluation.episodes=100
   python -m dials_mpi --env my_package.my_module:MyDomain --agents 9
+  mpirun -n 5 python -m dials_mpi --resume runs/NAME            goes on where runs/NAME was stopped
 
-A run writes runs/NAME/: config.yaml (every setting), run.json, metrics.jsonl, timing.jsonl, policies.npz and
-influence/agent_*.h5. Exit codes: 0 done, 1 failed, 2 bad input."""
+A run writes runs/NAME/: config.yaml (every setting), run.json, metrics.jsonl, timing.jsonl, policies.npz,
+influence/agent_*.h5 and checkpoints/. SIGTERM, SIGUSR1, Ctrl-C, --max-hours or a file runs/NAME/STOP stop it with a
+checkpoint within about checkpoint.boundary_seconds; a second Ctrl-C at once.
+Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped before the end: resume it."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,6 +79,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--name", metavar="NAME", help="name of the run directory (default: from domain, agents, mode, …)")
     p.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run directories go (default: runs)"
+    )
+    p.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on from the newest whole checkpoint of a run directory; auto: of --name if there is one, else start",
+    )
+    p.add_argument(
+        "--max-hours", type=float, metavar="H", help="stop with a checkpoint and exit code 75 after H hours (no limit)"
     )
     p.add_argument(
         "--dry-run", action="store_true", help="print configuration, layout, memory and time estimate; train nothing"

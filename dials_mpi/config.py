@@ -104,6 +104,14 @@ class EvaluationSettings(Settings):
         return self
 
 
+class CheckpointSettings(Settings):
+    minutes: float = Field(10.0, gt=0, description="between two checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    boundary_seconds: float = Field(
+        10.0, ge=0, description="about how long until a request to stop is heard; 0: at every whole episode"
+    )
+
+
 class Configuration(Settings):
     env: str = Field(description="warehouse, traffic, or your own domain as package.module:ClassName")
     agents: int = Field(ge=1, description="N; default: ranks - 1, or 4 in a single process")
@@ -116,6 +124,7 @@ class Configuration(Settings):
     policy: NetworkSettings = NetworkSettings()
     ppo: PPOSettings = PPOSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
 
     def steps_after(self, updates: int) -> int:
         """Training steps per agent after that many PPO updates."""

@@ -4,17 +4,22 @@ import argparse
 import functools
 import os
 import platform
+import shutil
+import sys
 import time
 from pathlib import Path
 
 from dials_mpi import cli
-from dials_mpi.config import Configuration, from_values, resolve
+from dials_mpi.config import Configuration, from_values, load_yaml, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.failure import AbortOnException
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.waiting import wait
+from dials_mpi.runs.checkpoint import newest_whole
 from dials_mpi.runs.clock import Clock, format_summary
 from dials_mpi.runs.directory import RunDirectory, record_failure
+from dials_mpi.runs.metrics import cut_back
+from dials_mpi.runs.stopping import StopFlag, Unfinished
 from dials_mpi.simulators.conformance import check_domain, check_start
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import BUILT_IN, make_domain
@@ -30,7 +35,7 @@ def run(comm, arguments: argparse.Namespace) -> int:
         arguments: from `cli.parser`.
 
     Returns:
-        The exit code.
+        The exit code, the same on all ranks.
 
     Raises:
         UserError: bad input; on every rank alike.
@@ -40,13 +45,20 @@ def run(comm, arguments: argparse.Namespace) -> int:
         with clock("start"):
             outcome = _agree(comm, arguments)
         if not isinstance(outcome, UserError):
-            _work(comm, clock, guard, *outcome)
-    if isinstance(outcome, UserError):
-        raise outcome
-    return 0
+            return _work(comm, clock, guard, arguments.max_hours, *outcome)
+    raise outcome
 
 
-def _work(comm, clock: Clock, guard: AbortOnException, values: dict, directory: RunDirectory | None, path: str | None):
+def _work(
+    comm,
+    clock: Clock,
+    guard: AbortOnException,
+    max_hours: float | None,
+    values: dict,
+    resumed: tuple[str | None, dict] | None,
+    path: str | None,
+    directory: RunDirectory | None,
+) -> int:
     with clock("start"):
         if path:
             guard.record = functools.partial(record_failure, Path(path), comm.rank)
@@ -57,23 +69,54 @@ def _work(comm, clock: Clock, guard: AbortOnException, values: dict, directory: 
         cores = _cores(comm)
         if path is None:
             _dry_run(comm, configuration, domain, layout, cores)
-            return
+            return 0
 
         import torch
 
         from dials_mpi.algorithms import BY_MODE
-        from dials_mpi.algorithms.session import Record, Session
+        from dials_mpi.algorithms.session import Record, Resumed, Session
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        record = Record(directory, configuration, domain) if directory else None
+        checkpoint = None
+        if resumed:
+            _cut_back(configuration, layout.agents(comm.rank), directory, Path(path), resumed[1])
+            checkpoint = Resumed(Path(resumed[0]), resumed[1]) if resumed[0] else None
+        done = checkpoint.manifest["updates"] if checkpoint else 0
+        record = Record(directory, configuration, domain, done) if directory else None
         if record:
             record.progress.say(f"{directory.path}: {configuration.mode} on {domain.name}, {layout}")
-        session = Session(comm, configuration, domain, layout, clock, record, Path(path) / "influence")
-    BY_MODE[configuration.mode](session)
-    summary = session.close(cores)
+            if resumed:
+                record.progress.say(f"resumed at step {configuration.steps_after(done):,} of {configuration.steps:,}")
+        stop = StopFlag(max_hours, Path(path) if directory else None)
+        session = Session(comm, configuration, domain, layout, clock, record, Path(path), stop, checkpoint)
+    stop.listen()
+    state, code = "finished", 0
+    try:
+        BY_MODE[configuration.mode](session)
+    except Unfinished as asked:
+        state, code = "stopped", cli.EXIT_UNFINISHED
+        if record:
+            record.progress.say(f"stopped by {asked}; go on with --resume {directory.path}")
+    summary = session.close(cores, state)
+    stop.ignore()
     if summary:
         print(format_summary(summary))
         print(f"results in {directory.path}", flush=True)
+    return code
+
+
+def _cut_back(configuration: Configuration, agents, directory: RunDirectory | None, path: Path, manifest: dict) -> None:
+    """Takes out of a run's files what was written after the checkpoint that it goes on from."""
+    from dials_mpi.algorithms.session import plan
+    from dials_mpi.influence.dataset import drop_rounds
+
+    if directory:
+        cut_back(path, manifest.get("metrics", {}))
+    done = manifest.get("updates", 0)
+    horizon = make_domain(configuration.env, configuration.agents, configuration.domain).horizon
+    rounds = [s for s in plan(configuration, horizon) if s.round is not None and s.updates.start < done]
+    for agent in agents:
+        drop_rounds(path / "influence" / f"agent_{agent:04d}.h5", len(rounds))
 
 
 def _cores(comm) -> int:
@@ -83,17 +126,27 @@ def _cores(comm) -> int:
     return len({(host, core) for host, cores in comm.allgather((platform.node(), list(mine))) for core in cores})
 
 
-def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple[dict, RunDirectory | None, str | None]:
+def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple:
     """Rank 0 reads the configuration and makes the run directory; all ranks get the same outcome, good or bad.
 
     Returns:
-        What is wrong with the input; or the configuration's values, the run directory (rank 0 only) and its path (all
-        ranks; None in a dry run).
+        What is wrong with the input; or the configuration's values, what is resumed (None for a new run, else the path
+        of a checkpoint, or None for the beginning, and its manifest), the path of the run directory (None in a dry run)
+        and, on rank 0 only, the run directory.
     """
     outcome = directory = None
     if comm.rank == 0:
         try:
-            configuration = resolve(cli.layers(arguments), comm.size - 1 or _AGENTS_IN_ONE_PROCESS)
+            run_path = resume_path(arguments)
+            defaults = comm.size - 1 or _AGENTS_IN_ONE_PROCESS
+            layers = cli.layers(arguments)
+            if run_path:
+                stored = [(str(run_path / "config.yaml"), load_yaml(run_path / "config.yaml"))]
+                # With auto the command line stands for itself, as it did when the run was started.
+                configuration = resolve(layers if arguments.resume == "auto" else stored + layers, defaults)
+                refuse_changes(resolve(stored, defaults), configuration, run_path)
+            else:
+                configuration = resolve(layers, defaults)
             domain = make_domain(configuration.env, configuration.agents, configuration.domain)
             layout = Layout(configuration.agents, comm.size)
             _check_together(configuration, domain)
@@ -101,8 +154,8 @@ def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple[dict, RunDi
                 check_domain(domain)
             else:
                 check_start(domain)
+            resumed = path = None
             if not arguments.dry_run:
-                path = arguments.runs / (arguments.name or _default_name(configuration, domain))
                 from mpi4py import MPI
 
                 facts = {
@@ -111,16 +164,73 @@ def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple[dict, RunDi
                     "layout": str(layout),
                     "mpi_library": MPI.Get_library_version().partition("\n")[0].strip("\0 "),
                 }
-                directory = RunDirectory(path, configuration.to_yaml(), facts)
-            outcome = configuration.model_dump(mode="json"), directory and str(directory.path.resolve())
+                if run_path:
+                    resumed = _newest_checkpoint(run_path)
+                    step = resumed[1].get("step", 0)
+                    directory = RunDirectory.reopen(run_path, configuration.to_yaml(), step, facts)
+                else:
+                    path = arguments.runs / (arguments.name or _default_name(configuration, domain))
+                    directory = RunDirectory(path, configuration.to_yaml(), facts)
+                path = str(directory.path.resolve())
+            outcome = configuration.model_dump(mode="json"), resumed, path
         except UserError as error:
             outcome = error
     wait(comm.Ibarrier())  # polite, while rank 0 reads and the others are still starting
     outcome = comm.bcast(outcome, root=0)
-    if isinstance(outcome, UserError):
-        return outcome
-    values, path = outcome
-    return values, directory, path
+    return outcome if isinstance(outcome, UserError) else (*outcome, directory)
+
+
+def resume_path(arguments: argparse.Namespace) -> Path | None:
+    """The run directory that is to be resumed; None for a new run.
+
+    Raises:
+        UserError: `--resume` names no run.
+    """
+    if arguments.resume is None:
+        return None
+    if arguments.resume == "auto":
+        if not arguments.name:
+            raise UserError("--resume auto: give the run a --name, by which it is found again")
+        path = arguments.runs / arguments.name
+        return path if (path / "config.yaml").exists() else None
+    path = Path(arguments.resume)
+    if arguments.name:
+        raise UserError(f"--name: the run {path} has its name already; leave it out")
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"--resume: {path} is no run directory: it has no config.yaml")
+    return path
+
+
+_MAY_CHANGE = ("steps", "evaluation", "checkpoint")
+
+
+def refuse_changes(stored: Configuration, wanted: Configuration, path: Path) -> None:
+    """Raises UserError with every setting that differs from the run's and must not."""
+    changes = []
+
+    def compare(old, new, key):
+        if isinstance(old, dict) and isinstance(new, dict):
+            for name in sorted(old.keys() | new.keys()):
+                compare(old.get(name), new.get(name), [*key, name])
+        elif old != new and key[0] not in _MAY_CHANGE:
+            changes.append(f"{'.'.join(key)} is {old}, not {new}")
+
+    compare(stored.model_dump(mode="json"), wanted.model_dump(mode="json"), [])
+    if changes:
+        raise UserError(
+            f"--resume: in {path} {'; '.join(changes)}; a resumed run may change {', '.join(_MAY_CHANGE)} only"
+        )
+
+
+def _newest_checkpoint(path: Path) -> tuple[str | None, dict]:
+    checkpoint, manifest, complaints = newest_whole(path / "checkpoints")
+    for complaint in complaints:
+        print(f"dials_mpi: checkpoint passed over: {complaint}", file=sys.stderr, flush=True)
+    if checkpoint is None and complaints:
+        raise UserError(f"--resume: {path} has no whole checkpoint: {complaints[0]}")
+    for left_over in (path / "checkpoints").glob("*.partial"):
+        shutil.rmtree(left_over)
+    return checkpoint and str(checkpoint.resolve()), manifest
 
 
 def _check_together(configuration: Configuration, domain: Domain) -> None:

@@ -22,12 +22,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from dials_mpi.algorithms.dials import LocalLearners  # noqa: E402
-from dials_mpi.algorithms.session import Segment  # noqa: E402
 from dials_mpi.config import resolve  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.influence.predictor import InfluencePredictor  # noqa: E402
 from dials_mpi.learning.policy import Policy  # noqa: E402
 from dials_mpi.learning.rollout import Player  # noqa: E402
+from dials_mpi.learning.statistics import Means  # noqa: E402
 from dials_mpi.runs.clock import PHASES, Clock  # noqa: E402
 from dials_mpi.simulators.registry import make_domain  # noqa: E402
 from dials_mpi.streams import streams  # noqa: E402
@@ -134,11 +134,11 @@ def learners(arguments) -> None:
         predictor.network.parameters[:, -4:] = -2.25  # the last biases: sources as frequent as on the roads
         clock = Clock()
         learner = LocalLearners(c, domain, agents, policy, predictor, clock)
-        learner.learn(Segment(0, range(1), None, False))
+        learner.learn(0, range(1), Means())
         before, updates, rates = clock.report(), 5, []
         for _ in range(arguments.repeats):
             begin = time.perf_counter()
-            learner.learn(Segment(0, range(updates), None, False))
+            learner.learn(0, range(updates), Means())
             rates.append(updates * c.ppo.rollout_steps * n / (time.perf_counter() - begin))
         learner.close()
         rate = statistics.median(rates)

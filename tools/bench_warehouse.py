@@ -22,13 +22,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from dials_mpi.algorithms.dials import LocalLearners  # noqa: E402
-from dials_mpi.algorithms.session import Segment  # noqa: E402
 from dials_mpi.config import Configuration, resolve  # noqa: E402
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator  # noqa: E402
 from dials_mpi.influence.collection import collect  # noqa: E402
 from dials_mpi.influence.predictor import InfluencePredictor, train  # noqa: E402
 from dials_mpi.learning.policy import Policy  # noqa: E402
 from dials_mpi.learning.rollout import Player  # noqa: E402
+from dials_mpi.learning.statistics import Means  # noqa: E402
 from dials_mpi.runs.clock import Clock, peak_memory  # noqa: E402
 from dials_mpi.simulators.registry import make_domain  # noqa: E402
 from dials_mpi.streams import stream, streams  # noqa: E402
@@ -145,8 +145,7 @@ def ials_ppo(c: Configuration, agents: int):
     policy = Policy(range(agents), domain.observation_size, domain.n_actions, c.policy, 0)
     predictor = InfluencePredictor(range(agents), domain.influence, c.predictor, 0)
     learners = LocalLearners(c, domain, range(agents), policy, predictor, Clock())
-    segment = Segment(index=0, updates=range(2), round=None, evaluates=False)
-    return lambda: learners.learn(segment), 2 * c.ppo.rollout_steps * agents
+    return lambda: learners.learn(0, range(2), Means()), 2 * c.ppo.rollout_steps * agents
 
 
 def global_simulator(c: Configuration, agents: int, copies: int):

@@ -8,7 +8,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from torch import Tensor
 
 from dials_mpi.algorithms.session import Segment, Session
 from dials_mpi.config import Configuration
@@ -28,36 +27,39 @@ from dials_mpi.streams import stream, streams
 def train(session: Session) -> None:
     """Runs Algorithm 1 on this rank, in step with all others."""
     c, domain, clock = session.configuration, session.domain, session.clock
-    with clock("start"):
-        predictor = InfluencePredictor(session.agents, domain.influence, c.predictor, c.seed)  # line 1; session.policy
-        learners = None
-        if session.agents:
-            learners = LocalLearners(c, domain, session.agents, session.policy, predictor, clock)
+    with contextlib.ExitStack() as stack:
+        with clock("start"):
+            # Line 1, with session.policy.
+            predictor = InfluencePredictor(session.agents, domain.influence, c.predictor, c.seed)
+            session.keep("predictor", predictor.network.parameters)
+            learners = None
+            if session.agents:
+                learners = LocalLearners(c, domain, session.agents, session.policy, predictor, clock)
+                stack.callback(learners.close)
+                learners.keep_in(session)
+        session.begin()
+        for segment in session.segments():  # line 2
+            if segment.round is not None:
+                dataset = collect_datasets(session, segment)  # line 3
+                with clock("aip_training"):  # lines 4 to 6
+                    permutations = stream(c.seed, "predictor/minibatches", round_=segment.round)
+                    losses = np.zeros((0, 2), np.float32)
+                    if session.agents:
+                        before_after = train_predictor(predictor, dataset, c.dataset.test_fraction, permutations)
+                        losses = np.stack(before_after, axis=1)
+                save_datasets(session, segment, dataset, losses)
+                session.log_predictors(segment.round, segment.updates.start, losses)
+            for number, updates in session.units(segment):
+                if learners:
+                    learners.learn(number, updates, session.statistics, session.tick)  # lines 7 to 12
+            session.end_segment(segment)
 
-    session.evaluate_references()
-    session.gather_policies()
-    session.evaluate(0)
-    for segment in session.segments():  # line 2
-        if segment.round is not None:
-            dataset = collect_datasets(session, segment.round)  # line 3
-            with clock("aip_training"):  # lines 4 to 6
-                permutations = stream(c.seed, "predictor/minibatches", round_=segment.round)
-                losses = np.zeros((0, 2), np.float32)
-                if session.agents:
-                    before_after = train_predictor(predictor, dataset, c.dataset.test_fraction, permutations)
-                    losses = np.stack(before_after, axis=1)
-            save_datasets(session, segment, dataset, losses)
-            session.log_predictors(segment.round, segment.updates.start, losses)
-        statistics = learners.learn(segment, session.tick) if learners else None  # lines 7 to 12
-        session.end_segment(segment, statistics)
-    if learners:
-        learners.close()
 
-
-def collect_datasets(session: Session, round_: int) -> InfluenceDataset:
+def collect_datasets(session: Session, segment: Segment) -> InfluenceDataset:
     """Line 3: rank 0 runs the joint policy on the GS; every owner receives the rows D_i of its agents.
 
-    Batch by batch, so that rank 0 never holds more than one batch of episodes.
+    Batch by batch, so that rank 0 never holds more than one batch of episodes. Between two the run may stop; what has
+    been collected is then collected again.
     """
     c, domain = session.configuration, session.domain
     episodes, batches = episodes_and_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
@@ -65,7 +67,7 @@ def collect_datasets(session: Session, round_: int) -> InfluenceDataset:
     with contextlib.ExitStack() as stack:
         joint = session.joint_policy
         if joint:
-            collection = collect(domain, joint, c.dataset.steps, c.dataset.copies, c.seed, round_)
+            collection = collect(domain, joint, c.dataset.steps, c.dataset.copies, c.seed, segment.round)
             stack.enter_context(contextlib.closing(collection))  # and with it the GS
         first = 0
         for size in batches:
@@ -76,6 +78,7 @@ def collect_datasets(session: Session, round_: int) -> InfluenceDataset:
                 session.exchange.scatter_rows(batch.get(name), mine)
                 dataset.arrays()[name][:, first : first + size] = mine
             first += size
+            session.boundary(segment.updates.start, always=True)
     return dataset
 
 
@@ -138,30 +141,35 @@ class LocalLearners:
     def close(self) -> None:
         self._simulator.close()
 
-    def learn(self, segment: Segment, tick: Callable[[int], None] = lambda updates: None) -> dict[str, Tensor]:
-        """F steps, or as many as the segment has.
+    def keep_in(self, session: Session) -> None:
+        """Makes the optimiser's state part of the checkpoints."""
+        optimiser = self._learner.optimiser
+        for name in ("first_moment", "second_moment", "steps"):
+            session.keep(f"ppo/{name}", getattr(optimiser, name))
+
+    def learn(
+        self, unit: int, updates: range, statistics: Means, tick: Callable[[int], None] = lambda updates: None
+    ) -> None:
+        """Learns for one unit of whole episodes.
 
         Args:
-            segment: which updates.
+            unit: its number, which names its random streams.
+            updates: its updates.
+            statistics: `STATISTICS` by name, [A], are added for each update.
             tick: told the number of updates done after each.
-
-        Returns:
-            `STATISTICS` by name, [A] averaged over the segment's updates.
         """
         c = self._configuration
 
         def agent_streams(purpose):
-            return streams(c.seed, purpose, self._agents, segment.index)
+            return streams(c.seed, purpose, self._agents, unit)
 
         with self._clock("simulate"):
             self._simulator.seed(agent_streams("train/simulator"), agent_streams("train/influence"))
             self._actor.start(agent_streams("train/actions"))
-        permutations = stream(c.seed, "train/minibatches", round_=segment.index)
-        means = Means()
-        for update in segment.updates:  # line 8
+        permutations = stream(c.seed, "train/minibatches", round_=unit)
+        for update in updates:  # line 8
             first_step = self._actor.elapsed
             self._actor.collect(self._rollout, c.ppo.sequence_length)  # line 9
             with self._clock("ppo_update"):  # line 10
-                means.add(self._learner.update(self._rollout, first_step, c.annealed(update), permutations))
+                statistics.add(self._learner.update(self._rollout, first_step, c.annealed(update), permutations))
             tick(update + 1)
-        return means.result()

@@ -6,7 +6,7 @@ import torch
 
 from dials_mpi.algorithms.dials import LocalLearners
 from dials_mpi.algorithms.evaluation import evaluate_policy
-from dials_mpi.algorithms.session import Segment, plan
+from dials_mpi.algorithms.session import plan
 from dials_mpi.config import Configuration
 from dials_mpi.influence.collection import collect, episodes_and_batches
 from dials_mpi.influence.dataset import InfluenceDataset
@@ -15,6 +15,7 @@ from dials_mpi.influence.predictor import train as train_predictor
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Rollout
+from dials_mpi.learning.statistics import Means
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.runs.clock import Clock, peak_memory
 from dials_mpi.runs.progress import clock_time
@@ -53,8 +54,8 @@ def estimate(configuration: Configuration, domain: Domain, layout: Layout, cores
             rounds = sum(segment.round is not None for segment in segments)
             rows += [(name, rounds, s) for name, s in _aip_round(c, domain, joint, block, turns)]
         learners = LocalLearners(c, domain, block, policy, predictor, Clock())
-        learners.learn(Segment(0, range(1), None, False))  # warm up
-        learning = _seconds(lambda: learners.learn(Segment(0, range(_PROBED_UPDATES), None, False)))
+        learners.learn(0, range(1), Means())  # warm up
+        learning = _seconds(lambda: learners.learn(0, range(_PROBED_UPDATES), Means()))
         learners.close()
         rows.append((f"update of {len(block)} agents on their IALSs", updates, learning / _PROBED_UPDATES * turns))
 

@@ -5,10 +5,11 @@ update their policies on their rows of every rollout. So the update is parallel,
 DIALS is compared with.
 """
 
+import contextlib
+
 from dials_mpi.algorithms.session import Session
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Rollout
-from dials_mpi.learning.statistics import Means
 from dials_mpi.streams import stream, streams
 
 
@@ -22,36 +23,37 @@ def train(session: Session) -> None:
 
     mine = rollout(len(session.agents))
     joint = actor = None
-    if session.joint_policy:
-        joint = rollout(domain.n_agents)
-        with clock("start"):
-            simulator = domain.global_simulator(c.ppo.copies)
-        actor = Actor(session.joint_policy, simulator, c.ppo.copies, domain.horizon, clock)
+    with contextlib.ExitStack() as stack:
+        if session.joint_policy:
+            joint = rollout(domain.n_agents)
+            with clock("start"):
+                simulator = stack.enter_context(domain.global_simulator(c.ppo.copies))
+            actor = Actor(session.joint_policy, simulator, c.ppo.copies, domain.horizon, clock)
+        if learner:
+            for name in ("first_moment", "second_moment", "steps"):
+                session.keep(f"ppo/{name}", getattr(learner.optimiser, name))
 
-    session.evaluate_references()
-    session.gather_policies()
-    session.evaluate(0)
-    for segment in session.segments():
-        if actor:
-            with clock("simulate"):
-                simulator.seed(streams(c.seed, "train/simulator", range(c.ppo.copies), segment.index))
-                actor.start(streams(c.seed, "train/actions", range(domain.n_agents), segment.index))
-        permutations = stream(c.seed, "train/minibatches", round_=segment.index)
-        means = Means()
-        for done, update in enumerate(segment.updates):
-            first_step = done * c.ppo.rollout_length % domain.horizon
-            if done:  # `end_segment` has gathered those that a segment starts with
-                session.gather_policies()
-            if actor:
-                actor.collect(joint, c.ppo.sequence_length)
-            joint_arrays = joint.arrays() if joint else {}
-            for name, rows in mine.arrays().items():
-                session.exchange.scatter_rows(joint_arrays.get(name), rows)
-            if learner:
-                with clock("ppo_update"):
-                    means.add(learner.update(mine, first_step, c.annealed(update), permutations))
-            if actor:
-                session.tick(update + 1)
-        session.end_segment(segment, means.result() if learner else None)
-    if actor:
-        simulator.close()
+        session.begin()
+        for segment in session.segments():
+            for number, updates in session.units(segment):
+                if actor:
+                    with clock("simulate"):
+                        simulator.seed(streams(c.seed, "train/simulator", range(c.ppo.copies), number))
+                        actor.start(streams(c.seed, "train/actions", range(domain.n_agents), number))
+                permutations = stream(c.seed, "train/minibatches", round_=number)
+                for done, update in enumerate(updates):
+                    first_step = done * c.ppo.rollout_length % domain.horizon
+                    if update > segment.updates.start:  # `end_segment` has gathered those that a segment starts with
+                        session.gather_policies()
+                    if actor:
+                        actor.collect(joint, c.ppo.sequence_length)
+                    joint_arrays = joint.arrays() if joint else {}
+                    for name, rows in mine.arrays().items():
+                        session.exchange.scatter_rows(joint_arrays.get(name), rows)
+                    if learner:
+                        with clock("ppo_update"):
+                            statistics = learner.update(mine, first_step, c.annealed(update), permutations)
+                            session.statistics.add(statistics)
+                    if actor:
+                        session.tick(update + 1)
+            session.end_segment(segment)

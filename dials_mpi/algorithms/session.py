@@ -1,30 +1,41 @@
 """What every algorithm works with on one rank: who am I, what travels how, and how a run is measured."""
 
+import hashlib
 import math
 import shutil
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dials_mpi.algorithms.evaluation import evaluate_controller, evaluate_policy
 from dials_mpi.config import Configuration
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import STATISTICS
+from dials_mpi.learning.statistics import Means
 from dials_mpi.parallel.exchange import Exchange
 from dials_mpi.parallel.layout import Layout
+from dials_mpi.runs import faults
+from dials_mpi.runs.checkpoint import begin as begin_checkpoint
+from dials_mpi.runs.checkpoint import partial_folder, publish, read_agents, shard_name, write_shard
 from dials_mpi.runs.clock import Clock, summarise
-from dials_mpi.runs.directory import RunDirectory
+from dials_mpi.runs.directory import RunDirectory, versions
 from dials_mpi.runs.metrics import Metrics
 from dials_mpi.runs.policies import save_policies
 from dials_mpi.runs.progress import Progress
+from dials_mpi.runs.stopping import StopFlag, Unfinished
 from dials_mpi.simulators.interface import Domain
+
+_STATISTICS = "statistics/"
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of training between two points at which rank 0 needs the policies. It starts with new episodes."""
+    """A stretch of training, of whole units, between two points at which rank 0 needs the policies."""
 
     index: int
     updates: range
@@ -35,24 +46,32 @@ class Segment:
     """Whether the policies are evaluated at its end."""
 
 
+def updates_per_unit(configuration: Configuration, horizon: int) -> int:
+    """PPO updates of the shortest stretch that is made of whole rollouts and of whole episodes.
+
+    Every unit starts with new episodes and with random streams of its own, named by its number. So nothing but what is
+    learned goes from one unit to the next, and a run can stop and go on between any two without a trace.
+    """
+    length = configuration.ppo.rollout_length
+    return math.lcm(length, horizon) // length
+
+
 def plan(configuration: Configuration, horizon: int) -> list[Segment]:
     """All segments of a run; every rank comes to the same plan.
 
-    Segments start with new episodes, so intervals are rounded up to whole rollouts that are whole episodes, too: with
-    shorter ones, the ends of episodes would never be learned from.
+    Intervals are rounded up to whole units (see `updates_per_unit`).
 
     Args:
         configuration: of the run.
         horizon: steps per episode.
     """
-    length = configuration.ppo.rollout_length
-    unit = math.lcm(length, horizon) // length
+    unit = updates_per_unit(configuration, horizon)
 
     def updates(steps: int) -> int:
         """Updates that make up at least `steps` steps per agent, in whole episodes."""
         return unit * -(-steps // (unit * configuration.ppo.rollout_steps))
 
-    total = -(-configuration.steps // configuration.ppo.rollout_steps)
+    total = updates(configuration.steps)
     evaluations = updates(configuration.evaluation.interval)
     retraining = updates(configuration.predictor.interval) if configuration.mode == "dials" else total
     starts = sorted({*range(0, total, evaluations), *range(0, total, retraining)})
@@ -67,14 +86,26 @@ def plan(configuration: Configuration, horizon: int) -> list[Segment]:
     ]
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint to go on from."""
+
+    checkpoint: Path
+    manifest: dict
+
+
+def configuration_hash(configuration: Configuration) -> str:
+    return hashlib.sha256(configuration.to_yaml().encode()).hexdigest()
+
+
 class Record:
     """What rank 0 alone keeps: the run's files and the progress shown."""
 
-    def __init__(self, directory: RunDirectory, configuration: Configuration, domain: Domain):
+    def __init__(self, directory: RunDirectory, configuration: Configuration, domain: Domain, done: int = 0):
         total = configuration.steps_after(plan(configuration, domain.horizon)[-1].updates.stop)
         self.directory = directory
         self.metrics = Metrics(directory.path)
-        self.progress = Progress(total, configuration.agents)
+        self.progress = Progress(total, configuration.agents, configuration.steps_after(done))
         self.reference: float | None = None
         """Mean return of the best hand-coded controller."""
 
@@ -87,7 +118,9 @@ class Session:
         configuration, domain, layout: the same on every rank.
         clock: books this rank's time.
         record: on rank 0, None elsewhere.
-        influence_folder: where owners write their agents' datasets.
+        folder: the run directory.
+        stop: asked at boundaries whether to go on.
+        resumed: the checkpoint to go on from, if there is one.
     """
 
     def __init__(
@@ -98,13 +131,20 @@ class Session:
         layout: Layout,
         clock: Clock,
         record: Record | None,
-        influence_folder,
+        folder: Path,
+        stop: StopFlag,
+        resumed: "Resumed | None" = None,
     ):
         self.configuration = configuration
         self.domain = domain
         self.clock = clock
         self.record = record
-        self.influence_folder = influence_folder
+        self.influence_folder = folder / "influence"
+        self._checkpoints = folder / "checkpoints"
+        self._stop = stop
+        self._layout = layout
+        self._rank = comm.rank
+        self.resumed = resumed
         self.exchange = Exchange(comm, layout, clock)
         if record:
             self.exchange.on_progress = self.tick
@@ -114,10 +154,138 @@ class Session:
         """Policies of this rank's agents."""
         self.joint_policy = self._policy_of(range(layout.n_agents)) if record else None
         """Policies of all agents as of the last `gather_policies`; on rank 0 only."""
+        self.statistics = Means()
+        """Learning statistics of this rank's agents in the current segment."""
+        self._kept: dict[str, Tensor] = {}
+        self._restored: dict[str, np.ndarray] = {}
+        self._start = 0  # updates done before
+        self._earlier_seconds = 0.0
+        self._best: float | None = None  # mean return
+        if resumed:
+            self._restored = read_agents(resumed.checkpoint, resumed.manifest, self.agents) if self.agents else {}
+            self._start = resumed.manifest["updates"]
+            self._earlier_seconds = resumed.manifest["seconds"]
+            self._best = resumed.manifest["best_return"]
+            if record:
+                record.reference = resumed.manifest["reference"]
+        self.keep("policy", self.policy.parameters)
+        self._reached = self._start
+        self._due = 0  # the next boundary that all ranks meet at
+        self._last_boundary = (time.monotonic(), self._start)
+        self._last_checkpoint = time.monotonic()
+
+    def keep(self, name: str, rows: Tensor) -> None:
+        """Makes `rows` [A, …] part of every checkpoint, and sets them to what they were in the one resumed from.
+
+        Args:
+            name: by which they are found again.
+            rows: of this rank's agents; changed in place as long as the run goes on.
+        """
+        self._kept[name] = rows
+        if self._restored:
+            rows.copy_(torch.from_numpy(self._restored[name]))
+
+    def begin(self) -> None:
+        """References and the policies as they are before training; nothing of it if the run is resumed."""
+        if not self.resumed:
+            self.evaluate_references()
+        self.gather_policies()
+        if not self.resumed:
+            self.evaluate(0)
 
     def segments(self) -> Iterator[Segment]:
-        """The main loop of every algorithm."""
-        yield from plan(self.configuration, self.domain.horizon)
+        """The main loop of every algorithm; what lies before the checkpoint of a resumed run is left out."""
+        for segment in plan(self.configuration, self.domain.horizon):
+            if segment.updates.stop <= self._start:
+                continue
+            done = max(0, self._start - segment.updates.start)
+            rows = {k.removeprefix(_STATISTICS): v for k, v in self._restored.items() if k.startswith(_STATISTICS)}
+            self.statistics = Means.from_rows(rows if done else {})
+            yield replace(segment, updates=segment.updates[done:], round=None if done else segment.round)
+
+    def units(self, segment: Segment) -> Iterator[tuple[int, range]]:
+        """Number and updates of each unit of a segment; between two of them the run may stop."""
+        size = updates_per_unit(self.configuration, self.domain.horizon)
+        for start in range(segment.updates.start, segment.updates.stop, size):
+            yield start // size, range(start, min(start + size, segment.updates.stop))
+            if start + size < segment.updates.stop:
+                self.boundary(start + size)
+
+    def boundary(self, updates: int, always: bool = False) -> None:
+        """A point where all that a run is can be written down: between two units, or in the middle of a collection.
+
+        All ranks meet here about every `checkpoint.boundary_seconds`, write a checkpoint if it is time, and stop if any
+        of them has been asked to. Rank 0 decides how many updates lie before the next meeting; what is learned does not
+        depend on it.
+
+        Args:
+            updates: done so far.
+            always: meet here in any case; all ranks say so alike.
+
+        Raises:
+            Unfinished: on all ranks alike.
+        """
+        if updates < self._due and not always:
+            return
+        self._reached = updates
+        faults.point("boundary")
+        c = self.configuration
+        now = time.monotonic()
+        wish = np.zeros(3, np.int64)
+        wish[0] = self._stop.reason is not None
+        if self.record:
+            wish[1] = now - self._last_checkpoint >= 60 * c.checkpoint.minutes
+            then, before = self._last_boundary
+            pace = (now - then) / (updates - before) if updates > before else math.inf
+            wish[2] = updates + max(1, min(int(c.checkpoint.boundary_seconds / pace) if pace else 1, 10**9))
+            if updates > before:
+                self._last_boundary = now, updates
+        stop, write, self._due = self.exchange.greatest(wish).tolist()
+        if stop or write:
+            self.save_checkpoint(updates)
+        if stop:
+            raise Unfinished(self._stop.reason or "another rank")
+
+    def save_checkpoint(self, updates: int) -> None:
+        """All ranks write their part; see `runs.checkpoint`."""
+        step = self.configuration.steps_after(updates)
+        with self.clock("write"):
+            if self.record:
+                begin_checkpoint(self._checkpoints, step)
+        self.exchange.barrier()
+        facts = np.zeros(5, np.uint64)
+        with self.clock("write"):
+            if self.agents:
+                arrays = {name: rows.numpy() for name, rows in self._kept.items()}
+                arrays |= {f"{_STATISTICS}{name}": row for name, row in self.statistics.rows().items()}
+                size, digest = write_shard(partial_folder(self._checkpoints, step), self._rank, arrays)
+                facts[0], facts[1:] = size, np.frombuffer(digest, np.uint64)
+        facts = self.exchange.gather_report(facts)
+        if self.record:
+            with self.clock("write"):
+                files = {
+                    shard_name(rank): {
+                        "agents": list(self._layout.agents(rank)),
+                        "size": int(row[0]),
+                        "sha256": row[1:].tobytes().hex(),
+                    }
+                    for rank, row in enumerate(facts)
+                    if self._layout.counts()[rank]
+                }
+                manifest = {
+                    "step": step,
+                    "updates": updates,
+                    "configuration_sha256": configuration_hash(self.configuration),
+                    "layout": str(self._layout),
+                    "versions": versions(),
+                    "seconds": self._earlier_seconds + self.clock.elapsed,
+                    "reference": self.record.reference,
+                    "best_return": self._best,
+                    "metrics": self.record.metrics.sizes(),
+                    "files": files,
+                }
+                publish(self._checkpoints, step, manifest, self.configuration.checkpoint.keep)
+        self._last_checkpoint = time.monotonic()
 
     def gather_policies(self) -> None:
         """Owners → rank 0: `joint_policy` becomes the policies as they are now."""
@@ -158,15 +326,17 @@ class Session:
         step = self.configuration.steps_after(updates)
         self._write(step, "evaluate", **result.as_record(), **extra)
         with self.clock("write"):
-            save_policies(self.record.directory.path / "policies.npz", self.joint_policy.network, step)
+            names = ["policies.npz"]
+            if self._best is None or result.mean_return > self._best:
+                self._best = result.mean_return
+                names.append("policies_best.npz")
+            for name in names:
+                save_policies(self.record.directory.path / name, self.joint_policy.network, step)
         self.record.progress.reached(step, f"return {result}")
 
-    def end_segment(self, segment: Segment, statistics: dict[str, Tensor] | None) -> None:
-        """Owners hand in policies and learning statistics; rank 0 logs, evaluates if it is time.
-
-        Args:
-            statistics: [A] means over the segment of this rank's learner; None on a rank without agents.
-        """
+    def end_segment(self, segment: Segment) -> None:
+        """Owners hand in policies and learning statistics; rank 0 logs, evaluates if it is time."""
+        statistics = self.statistics.result()
         self.gather_policies()
         rows = np.zeros((len(self.agents), len(STATISTICS)), np.float32)
         for column, name in enumerate(STATISTICS if statistics else ()):
@@ -185,6 +355,8 @@ class Session:
             )
         if segment.evaluates:
             self.evaluate(segment.updates.stop)
+        self.statistics = Means()
+        self.boundary(segment.updates.stop)
 
     def log_predictors(self, round_: int, updates: int, cross_entropies: np.ndarray) -> None:
         """Writes what AIP training came to; `cross_entropies` [A, 2] float32, held out, before and after."""
@@ -212,19 +384,26 @@ class Session:
         else:
             self.exchange.post_progress(updates)
 
-    def close(self, cores: int) -> dict | None:
-        """Collects every rank's clock; returns the closing summary on rank 0."""
+    def close(self, cores: int, state: str = "finished") -> dict | None:
+        """Collects every rank's clock; returns the closing summary on rank 0.
+
+        Args:
+            state: what `run.json` says of the run.
+        """
+        if state == "finished":
+            self._reached = plan(self.configuration, self.domain.horizon)[-1].updates.stop
+            self.save_checkpoint(self._reached)
         reports = self.exchange.gather_report(self.clock.report())
         self.exchange.close()
         if reports is None:
             return None
-        updates = plan(self.configuration, self.domain.horizon)[-1].updates.stop
-        summary = summarise(reports, self.configuration.steps_after(updates) * self.domain.n_agents, cores)
+        steps = self.configuration.steps_after(self._reached - self._start)
+        summary = summarise(reports, steps * self.domain.n_agents, cores)
         self.record.metrics.close()
         self.record.progress.close()
         if self.domain.scratch:
             shutil.rmtree(self.domain.scratch, ignore_errors=True)  # all others have handed in their reports by now
-        self.record.directory.finish(summary)
+        self.record.directory.finish(summary, state)
         return summary
 
     def _policy_of(self, agents) -> Policy:
@@ -233,7 +412,7 @@ class Session:
 
     def _write(self, step: int, phase: str, **values) -> None:
         with self.clock("write"):
-            self.record.metrics.write(step, phase, self.clock.elapsed, **values)
+            self.record.metrics.write(step, phase, self._earlier_seconds + self.clock.elapsed, **values)
 
 
 def _plain_list(column: np.ndarray) -> list[float]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from dials_mpi.errors import UserError
+from dials_mpi.runs import faults
 from dials_mpi.runs.files import replace_durably
 from dials_mpi.simulators.interface import Influence
 
@@ -47,6 +49,34 @@ class InfluenceDataset:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def drop_rounds(path: Path, first: int) -> None:
+    """Takes rounds from `first` on out of an agent's file, which is whole before and after; harmless without a file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path.with_suffix(".h5.tmp").unlink(missing_ok=True)
+    if not path.exists():
+        return
+    temporary = path.with_suffix(".h5.tmp")
+    try:
+        with h5py.File(path, "r") as old:
+            kept = [name for name in sorted(old) if int(name.removeprefix("round_")) < first]
+            if len(kept) == len(old):
+                return
+            with h5py.File(temporary, "w") as file:
+                for name in kept:
+                    old.copy(name, file)
+                file.attrs.update(old.attrs)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged ({error}); move it away to go on without its earlier rounds") from error
+    if kept:
+        replace_durably(temporary, path)
+    else:
+        temporary.unlink()
+        path.unlink()
+
+
 def write_round(path: Path, dataset: InfluenceDataset, row: int, round_: int, attributes: dict, keep: int = 0) -> None:
     """Adds one round of one agent to its file, which is whole before and after whatever happens meanwhile.
 
@@ -73,6 +103,7 @@ def write_round(path: Path, dataset: InfluenceDataset, row: int, round_: int, at
             schema="dials_mpi influence dataset",
             schema_version=SCHEMA_VERSION,
         )
+        faults.point("dataset/write")
         group = file.create_group(name)
         group.attrs.update(attributes, schema_version=SCHEMA_VERSION, round=round_)
         _, episodes, horizon, _ = dataset.history.shape
@@ -83,4 +114,5 @@ def write_round(path: Path, dataset: InfluenceDataset, row: int, round_: int, at
             stored.attrs["axes"] = axes
         starts = group.create_dataset("episode_starts", data=np.arange(episodes, dtype=np.int64) * horizon)
         starts.attrs["axes"] = "episode"
+    faults.point("dataset/rename")
     replace_durably(temporary, path)

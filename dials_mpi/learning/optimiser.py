@@ -16,14 +16,14 @@ class Adam:
 
     Attributes:
         first_moment, second_moment: [A, P] float32.
-        steps: number of steps taken.
+        steps: [A] int64, number of steps taken; the same for all agents of a block.
     """
 
     def __init__(self, network: StackedNetwork):
         self._network = network
         self.first_moment = torch.zeros_like(network.parameters)
         self.second_moment = torch.zeros_like(network.parameters)
-        self.steps = 0
+        self.steps = torch.zeros(network.n_agents, dtype=torch.int64)
 
     @torch.no_grad()
     def step(self, learning_rate: float, max_gradient_norm: float | None = None) -> torch.Tensor:
@@ -37,9 +37,10 @@ class Adam:
         if max_gradient_norm is not None:
             gradients.mul_((max_gradient_norm / (norms + 1e-6)).clamp_(max=1.0).unsqueeze(1))
         self.steps += 1
+        steps = int(self.steps[0])
         self.first_moment.lerp_(gradients, 1 - _BETA1)
         self.second_moment.mul_(_BETA2).addcmul_(gradients, gradients, value=1 - _BETA2)
-        denominator = (self.second_moment / (1 - _BETA2**self.steps)).sqrt_().add_(_EPSILON)
-        scale = -learning_rate / (1 - _BETA1**self.steps)
+        denominator = (self.second_moment / (1 - _BETA2**steps)).sqrt_().add_(_EPSILON)
+        scale = -learning_rate / (1 - _BETA1**steps)
         self._network.parameters.addcdiv_(self.first_moment, denominator, value=scale)
         return norms

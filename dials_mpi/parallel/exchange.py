@@ -99,10 +99,16 @@ class Exchange:
             wait(self._comm.Iscatterv(message, [_bytes(rows), self._mine, row], root=0), _TRANSFER_PAUSE)
             row.Free()
 
+    def greatest(self, values: np.ndarray) -> np.ndarray:
+        """[K] int64, the same on all ranks: the elementwise maximum of all ranks' `values`."""
+        self.barrier()
+        result = np.empty_like(values)
+        wait(self._comm.Iallreduce(values, result, MPI.MAX), _TRANSFER_PAUSE)
+        return result
+
     def gather_report(self, values: np.ndarray) -> np.ndarray | None:
-        """[n_ranks, K] on rank 0 from [K] float64 on each rank, None elsewhere."""
-        values = np.ascontiguousarray(values, np.float64)
-        reports = np.empty((self._comm.size, len(values))) if self._comm.rank == 0 else None
+        """[n_ranks, K] on rank 0 from [K] numbers on each rank, None elsewhere."""
+        reports = np.empty((self._comm.size, len(values)), values.dtype) if self._comm.rank == 0 else None
         self.barrier()
         wait(self._comm.Igather(values, reports, root=0), _TRANSFER_PAUSE)
         return reports

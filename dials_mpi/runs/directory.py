@@ -47,6 +47,35 @@ class RunDirectory:
         }
         self.update()
 
+    @classmethod
+    def reopen(cls, path: Path, configuration_yaml: str, step: int, facts: dict[str, Any]) -> "RunDirectory":
+        """The directory of a run that goes on from `step`.
+
+        Raises:
+            UserError: it cannot be read or written.
+        """
+        self = cls.__new__(cls)
+        self.path = path
+        try:
+            self._facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            self.influence.mkdir(exist_ok=True)
+            temporary = path / "config.yaml.tmp"
+            temporary.write_text(configuration_yaml, encoding="utf-8")
+            temporary.replace(path / "config.yaml")
+            (path / "STOP").unlink(missing_ok=True)
+            for name in ("ended", "failure", "summary"):
+                self._facts.pop(name, None)
+            sessions = [
+                *self._facts.get("resumed", []),
+                {"time": _now(), "step": step, "host": platform.node(), **facts},
+            ]
+            self.update(state="running", versions=versions(), git_revision=git_revision(), resumed=sessions)
+        except OSError as error:
+            raise UserError(f"{error.filename or path}: cannot be used ({error.strerror})") from error
+        except ValueError as error:
+            raise UserError(f"{path / 'run.json'}: damaged ({error}); restore it, or start a new run") from error
+        return self
+
     @property
     def influence(self) -> Path:
         return self.path / "influence"
@@ -56,8 +85,8 @@ class RunDirectory:
         self._facts.update(facts)
         _write_facts(self.path, self._facts)
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        self.update(state="finished", ended=_now(), summary=summary)
+    def finish(self, summary: dict[str, Any], state: str = "finished") -> None:
+        self.update(state=state, ended=_now(), summary=summary)
 
 
 def record_failure(folder: Path, rank: int, message: str, details: str) -> Path:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 def replace_durably(temporary: Path, path: Path) -> None:
     """Renames `temporary` to `path` so that after a crash either the old or the new file is there, whole."""
-    _sync(temporary)
+    sync(temporary)
     temporary.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """What was written to a file, or renamed in a folder, survives a crash from here on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

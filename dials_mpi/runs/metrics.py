@@ -5,10 +5,13 @@ first whatever the speed of their machines.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dials_mpi.errors import UserError
 
 
 class Metrics:
@@ -19,8 +22,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path):
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._timing = (folder / "timing.jsonl").open("a", encoding="utf-8")
+        self._files = [(folder / name).open("a", encoding="utf-8") for name in ("metrics.jsonl", "timing.jsonl")]
 
     def write(self, step: int, phase: str, seconds: float, **values: Any) -> None:
         """One record of `phase` after `step` training steps per agent, `seconds` into the run.
@@ -28,13 +30,36 @@ class Metrics:
         Arrays become lists; float32 values are written with the digits that tell them apart.
         """
         record = {"step": step, "phase": phase, **{key: _plain(value) for key, value in values.items()}}
-        for file, line in ((self._metrics, record), (self._timing, _timing(record, seconds))):
+        for file, line in zip(self._files, (record, _timing(record, seconds)), strict=True):
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, all of them on the disk for good."""
+        for file in self._files:
+            os.fsync(file.fileno())
+        return {Path(file.name).name: file.tell() for file in self._files}
+
     def close(self) -> None:
-        self._metrics.close()
-        self._timing.close()
+        for file in self._files:
+            file.close()
+
+
+def cut_back(folder: Path, sizes: dict[str, int]) -> None:
+    """Cuts the files of a run to the sizes that they had at a checkpoint; without a size, to nothing.
+
+    Raises:
+        UserError: a file is shorter than it was.
+    """
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        size = sizes.get(name, 0)
+        with (folder / name).open("a+b") as file:
+            if file.seek(0, os.SEEK_END) < size:
+                raise UserError(
+                    f"{folder / name}: {file.tell()} bytes, but {size} at the checkpoint: records are lost; restore "
+                    "the file, or start a new run"
+                )
+            file.truncate(size)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

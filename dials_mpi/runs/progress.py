@@ -14,17 +14,24 @@ class Progress:
     Args:
         total: training steps per agent.
         n_agents: N.
+        start: steps done before, by the run that this one goes on from.
     """
 
-    def __init__(self, total: int, n_agents: int):
+    def __init__(self, total: int, n_agents: int, start: int = 0):
         self._total = total
-        self._step = 0
+        self._step = self._start = start
         self._n_agents = n_agents
         self._begin = self._last_line = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=total, unit="step", unit_scale=True, dynamic_ncols=True, smoothing=0.1, desc="steps per agent"
+                total=total,
+                initial=start,
+                unit="step",
+                unit_scale=True,
+                dynamic_ncols=True,
+                smoothing=0.1,
+                desc="steps per agent",
             )
 
     def say(self, text: str) -> None:
@@ -50,8 +57,9 @@ class Progress:
             return
         self._last_line = now
         elapsed = now - self._begin
-        speed = step * self._n_agents / elapsed if elapsed else 0.0
-        left = clock_time(elapsed / step * (self._total - step)) if step else "?"
+        done = step - self._start
+        speed = done * self._n_agents / elapsed if elapsed else 0.0
+        left = clock_time(elapsed / done * (self._total - step)) if done else "?"
         print(
             f"[{clock_time(elapsed)}] step {step:,} of {self._total:,} {text} "
             f"({speed:,.0f} agent-steps/s, ETA {left})".replace("  ", " "),

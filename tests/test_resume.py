@@ -1,0 +1,264 @@
+"""A run that is stopped and resumed ends as one that was not."""
+
+import json
+import shutil
+import signal
+import time
+
+import h5py
+import numpy as np
+import pytest
+from conftest import SMALL, SMALL_TRAFFIC
+from test_command_line import one_line
+
+from dials_mpi.runs.checkpoint import all_checkpoints, newest_whole
+from dials_mpi.runs.metrics import read_metrics
+
+RUNS = {
+    "warehouse dials": ["--env=warehouse", *SMALL],
+    "warehouse untrained-dials": ["--env=warehouse", "--mode=untrained-dials", *SMALL],
+    "warehouse gs": ["--env=warehouse", "--mode=gs", *SMALL],
+    "traffic dials": ["--env=traffic", *SMALL_TRAFFIC],
+    "traffic untrained-dials": ["--env=traffic", "--mode=untrained-dials", *SMALL_TRAFFIC],
+    "traffic gs": ["--env=traffic", "--mode=gs", *SMALL_TRAFFIC],
+}
+TWO_UNITS = "--set=evaluation.interval=800"  # so that runs stop in the middle of segments, too
+EVERY_UNIT = "--set=checkpoint.boundary_seconds=0"
+AT_ONCE = "--max-hours=0"
+
+
+def assert_equal_ends(one, other):
+    """Policies, predictors, optimisers, datasets and metrics, to the last byte."""
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    assert len((one / "timing.jsonl").read_text().splitlines()) == len(
+        (other / "timing.jsonl").read_text().splitlines()
+    )
+    for name in ("policies.npz", "policies_best.npz"):
+        assert_same_arrays(one / name, other / name)
+    checkpoints = [newest_whole(folder / "checkpoints") for folder in (one, other)]
+    assert checkpoints[0][1]["updates"] == checkpoints[1][1]["updates"]
+    assert list(checkpoints[0][1]["files"]) == list(checkpoints[1][1]["files"])
+    for name in checkpoints[0][1]["files"]:
+        assert_same_arrays(checkpoints[0][0] / name, checkpoints[1][0] / name)
+    files = [sorted((folder / "influence").iterdir()) for folder in (one, other)]
+    assert [file.name for file in files[0]] == [file.name for file in files[1]]
+    for mine, yours in zip(*files, strict=True):
+        with h5py.File(mine) as a, h5py.File(yours) as b:
+            assert list(a) == list(b)
+            assert dict(a.attrs) == dict(b.attrs)
+            for round_ in a:
+                assert dict(a[round_].attrs) == dict(b[round_].attrs)
+                for field in a[round_]:
+                    assert np.array_equal(a[round_][field], b[round_][field])
+
+
+def assert_same_arrays(one, other):
+    with np.load(one) as a, np.load(other) as b:
+        assert a.files == b.files
+        for name in a.files:
+            assert np.array_equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_stopped_at_every_boundary_ends_as_one_that_was_not(command_line, name):
+    runs = command_line.folder / "runs"
+    # A collection has a boundary after each of its two or four batches: with one more, every start comes further.
+    count = {"warehouse dials": 3, "traffic dials": 5}.get(name, 1)
+    stop = {"DIALS_MPI_FAULT": f"boundary:{count}:USR1"}
+    assert command_line(*RUNS[name], TWO_UNITS, "--name=whole", "--seed=4").returncode == 0
+    result = command_line(*RUNS[name], TWO_UNITS, "--name=parts", "--seed=4", EVERY_UNIT, **stop)
+    stops = []
+    while result.returncode == 75:
+        facts = json.loads((runs / "parts" / "run.json").read_text())
+        assert facts["state"] == "stopped"
+        stops.append(newest_whole(runs / "parts" / "checkpoints")[1]["updates"])
+        assert stops == sorted(set(stops)), "every start comes further"
+        result = command_line("--resume=runs/parts", **stop)
+    assert result.returncode == 0, result.stderr
+    assert len(stops) >= 2
+    facts = json.loads((runs / "parts" / "run.json").read_text())
+    assert facts["state"] == "finished"
+    assert len(facts["resumed"]) == len(stops)
+    assert_equal_ends(runs / "whole", runs / "parts")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, "STOP"])
+def test_every_way_to_stop_leads_to_a_checkpoint_and_exit_code_75(command_line, how):
+    steps = ["--steps=100000000", "--set=evaluation.interval=10000000", "--set=predictor.interval=10000000", EVERY_UNIT]
+    process = command_line.start("--env=warehouse", "--agents=4", "--name=s", *SMALL, *steps)
+    folder = command_line.folder / "runs" / "s"
+    wait_for(lambda: (folder / "influence" / "agent_0003.h5").exists(), process)
+    time.sleep(0.5)
+    if how == "STOP":
+        (folder / "STOP").touch()
+    else:
+        process.send_signal(how)
+    out, error = process.communicate(timeout=30)
+    assert process.returncode == 75, error
+    assert "go on with --resume" in out
+    manifest = newest_whole(folder / "checkpoints")[1]
+    assert manifest["updates"] > 0
+    assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
+    result = command_line("--resume=runs/s", AT_ONCE)
+    assert result.returncode == 75, result.stderr
+    assert f"resumed at step {manifest['step']:,}" in result.stdout
+    assert not (folder / "STOP").exists()
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run with two checkpoints, and where it would have ended."""
+    from conftest import CommandLine
+
+    folder = tmp_path_factory.mktemp("stopped")
+    command_line = CommandLine(folder)
+    assert command_line("--env=warehouse", *SMALL, "--name=whole").returncode == 0
+    stop = {"DIALS_MPI_FAULT": "boundary:3:USR1"}
+    assert command_line("--env=warehouse", *SMALL, "--name=parts", EVERY_UNIT, **stop).returncode == 75
+    assert command_line("--resume=runs/parts", **stop).returncode == 75
+    assert len(all_checkpoints(folder / "runs" / "parts" / "checkpoints")) == 2
+    return folder
+
+
+@pytest.fixture
+def parts(stopped, command_line):
+    shutil.copytree(stopped, command_line.folder, dirs_exist_ok=True)
+    return command_line.folder / "runs" / "parts"
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def flip(content):
+    changed = bytearray(content)
+    changed[len(content) // 2] ^= 1
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda content: b"", None], ids=["cut", "flipped", "empty", "missing"])
+@pytest.mark.parametrize("file", ["rank_0000.npz", "manifest.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(command_line, parts, damage, file):
+    newest, older = all_checkpoints(parts / "checkpoints")
+    if damage is None:
+        (newest / file).unlink()
+    else:
+        (newest / file).write_bytes(damage((newest / file).read_bytes()))
+    result = command_line("--resume=runs/parts")
+    assert result.returncode == 0, result.stderr
+    if (file, damage) != ("manifest.json", flip):  # a flipped bit may leave a manifest that can be read
+        assert f"dials_mpi: checkpoint passed over: runs/parts/checkpoints/{newest.name}/{file}" in result.stderr
+        assert f"resumed at step {int(older.name[5:]):,}" in result.stdout
+    assert_equal_ends(command_line.folder / "runs" / "whole", parts)
+
+
+def test_without_a_whole_checkpoint_nothing_is_touched(command_line, parts):
+    for checkpoint in all_checkpoints(parts / "checkpoints"):
+        (checkpoint / "manifest.json").write_text("{")
+    before = (parts / "metrics.jsonl").read_bytes()
+    result = command_line("--resume=runs/parts")
+    assert result.returncode == 2
+    assert "runs/parts has no whole checkpoint" in result.stderr
+    assert (parts / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_that_was_being_written_is_swept_away(command_line, parts):
+    left_over = parts / "checkpoints" / "step_000000099999.partial"
+    left_over.mkdir()
+    (left_over / "rank_0000.npz").write_bytes(b"half")
+    assert command_line("--resume=runs/parts").returncode == 0
+    assert not left_over.exists()
+    assert_equal_ends(command_line.folder / "runs" / "whole", parts)
+
+
+def test_what_was_written_after_the_checkpoint_is_cut_back(command_line, parts):
+    """A crash some time after a checkpoint leaves records and datasets that will be made again."""
+    with (parts / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 999, "phase": "evaluate"}\n{"step": 1000, "pha')
+    with h5py.File(parts / "influence" / "agent_0002.h5", "a") as file:
+        file.create_group("round_0007")
+    (parts / "influence" / "agent_0001.h5.tmp").write_bytes(b"half")
+    assert command_line("--resume=runs/parts").returncode == 0
+    assert_equal_ends(command_line.folder / "runs" / "whole", parts)
+
+
+def test_pickles_are_never_opened(command_line, parts):
+    """A checkpoint whose manifest vouches for a pickle: refused, not executed."""
+    import hashlib
+    import io
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(parts / "boom"), "w"))
+
+    newest = all_checkpoints(parts / "checkpoints")[0]
+    buffer = io.BytesIO()
+    np.savez(buffer, policy=np.array([Bomb()], dtype=object))
+    (newest / "rank_0000.npz").write_bytes(buffer.getvalue())
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["files"]["rank_0000.npz"] |= {
+        "size": len(buffer.getvalue()),
+        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+    }
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    result = command_line("--resume=runs/parts")
+    assert result.returncode != 0
+    assert "allow_pickle=False" in one_line(result)
+    assert not (parts / "boom").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume=runs/none"], "--resume: runs/none is no run directory: it has no config.yaml"),
+        (["--resume=auto", "--env=warehouse"], "--resume auto: give the run a --name"),
+        (["--resume=runs/parts", "--name=x"], "--name: the run runs/parts has its name already; leave it out"),
+        (["--resume=runs/parts", "--agents=9"], "--resume: in runs/parts agents is 4, not 9; a resumed run may change"),
+        (
+            ["--resume=runs/parts", "--seed=9", "--set=ppo.clip=0.3"],
+            "--resume: in runs/parts ppo.clip is 0.2, not 0.3;",
+        ),
+        (["--resume=auto", "--name=parts", "--env=warehouse"], "--resume: in runs/parts dataset.copies is 2, not 50;"),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_line(command_line, parts, arguments, message):
+    before = {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
+    result = command_line(*arguments)
+    assert one_line(result).startswith(f"dials_mpi: {message}")
+    assert result.returncode == 2
+    assert before == {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}, "nothing is touched"
+
+
+def test_a_newer_version_of_the_format_is_refused(command_line, parts):
+    for checkpoint in all_checkpoints(parts / "checkpoints"):
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+    result = command_line("--resume=runs/parts")
+    assert result.returncode == 2
+    assert "has format 2; this version of dials_mpi reads 1" in result.stderr
+
+
+def test_auto_starts_goes_on_and_leaves_what_is_finished(command_line):
+    arguments = ["--env=warehouse", *SMALL, "--name=auto", "--resume=auto"]
+    assert command_line(*arguments, EVERY_UNIT, AT_ONCE).returncode == 75
+    assert command_line(*arguments).returncode == 0
+    folder = command_line.folder / "runs" / "auto"
+    before = (folder / "metrics.jsonl").read_bytes()
+    result = command_line(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_can_be_made_longer(command_line):
+    assert command_line("--env=warehouse", *SMALL, "--name=long").returncode == 0
+    assert command_line("--resume=runs/long", "--steps=2400").returncode == 0
+    metrics = read_metrics(command_line.folder / "runs" / "long")
+    assert [record["step"] for record in metrics if record["phase"] == "evaluate"] == list(range(0, 2401, 400))
