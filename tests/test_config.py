@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dials_mpi.algorithms.session import plan
+from dials_mpi.algorithms.session import plan, updates_per_unit
 from dials_mpi.config import load_yaml, parse_override, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import check_size, launched_rank
@@ -88,7 +88,7 @@ def test_resolved_configuration_reads_back_the_same():
             "ppo.learning_rat=1",
             "ppo.learning_rat: unknown key (--set ppo.learning_rat=1); did you mean ppo.learning_rate?",
         ),
-        ("lambda=1", "lambda: unknown key (--set lambda=1); known here: agents, dataset, domain,"),
+        ("lambda=1", "lambda: unknown key (--set lambda=1); known here: agents, checkpoint, dataset,"),
         ("gae_lambda=1", "gae_lambda: unknown key (--set gae_lambda=1); did you mean ppo.gae_lambda?"),
         ("domain.boarder=none", "domain.boarder: unknown key (--set domain.boarder=none); did you mean domain.border?"),
         ("ppo.learning_rate=-1", "ppo.learning_rate: -1: Input should be greater than 0 (--set ppo.learning_rate=-1)"),
@@ -229,9 +229,12 @@ def test_plan_covers_every_update_once_in_whole_episodes(mode, steps, evaluation
         "predictor": {"interval": interval},
         "ppo": sizes,
     }
-    segments = plan(resolve([("--env", {"env": "warehouse"}), ("test", values)], 4), horizon)
+    configuration = resolve([("--env", {"env": "warehouse"}), ("test", values)], 4)
+    segments = plan(configuration, horizon)
     updates = [update for segment in segments for update in segment.updates]
-    assert updates == list(range(-(-steps // length)))
+    unit = updates_per_unit(configuration, horizon)
+    assert unit * length % horizon == 0
+    assert updates == list(range(unit * -(-steps // (unit * length))))
     assert [segment.index for segment in segments] == list(range(len(segments)))
     assert all(len(segment.updates) * length % horizon == 0 for segment in segments[:-1])
     assert segments[-1].evaluates

@@ -22,6 +22,8 @@ from dials_mpi.parallel.exchange import Exchange
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.waiting import wait
 from dials_mpi.run import run
+from dials_mpi.runs import faults
+from dials_mpi.runs.checkpoint import newest_whole, read_agents
 from dials_mpi.runs.clock import Clock
 from dials_mpi.runs.metrics import read_metrics
 
@@ -169,6 +171,45 @@ def test_layout_does_not_change_the_result(shared_folder, name):
             assert np.array_equal(mine["parameters"], yours["parameters"])
         for agent in range(4) if mode == "dials" else ():
             assert_same_datasets(*(f / "influence" / f"agent_{agent:04d}.h5" for f in (reference, other)))
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (5, 5, 5), (5, 1, 3)], ids=str)
+@pytest.mark.parametrize("name", ["dials", "gs", "traffic"])
+def test_a_stopped_run_goes_on_with_the_same_bytes(shared_folder, monkeypatch, name, sizes):
+    """Stopped twice, and each time resumed, on the same layout and on others."""
+    mode = name if name in MODES else "dials"
+    arguments = ["--agents=4", "--seed=5", f"--mode={mode}", *RUNS[name], "--set=checkpoint.boundary_seconds=0"]
+    with sub_communicator(1) as comm:
+        if comm is not None:
+            whole = train(comm, shared_folder, "whole", *arguments)
+    count = {"dials": 3, "traffic": 5, "gs": 1}[name]
+    if max(sizes) > WORLD.size:
+        pytest.skip(f"needs {max(sizes)} ranks")
+    for start, size in enumerate(sizes):
+        with sub_communicator(size) as comm:
+            if comm is not None:
+                faults._seen.clear()
+                if start < 2:
+                    monkeypatch.setenv("DIALS_MPI_FAULT", f"boundary:{count}:USR1")
+                else:
+                    monkeypatch.delenv("DIALS_MPI_FAULT")
+                more = ["--runs", str(shared_folder), "--name=parts", *arguments]
+                if start:
+                    more = ["--resume", str(shared_folder / "parts")]
+                assert run(comm, cli.parser().parse_args(more)) == (75 if start < 2 else 0)
+    if WORLD.rank:
+        return
+    parts = shared_folder / "parts"
+    assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    with np.load(whole / "policies.npz") as mine, np.load(parts / "policies.npz") as yours:
+        assert np.array_equal(mine["parameters"], yours["parameters"])
+    ends = [newest_whole(folder / "checkpoints") for folder in (whole, parts)]
+    rows = [read_agents(checkpoint, manifest, range(4)) for checkpoint, manifest, _ in ends]
+    assert list(rows[0]) == list(rows[1])
+    for key in rows[0]:
+        assert np.array_equal(rows[0][key], rows[1][key]), key
+    for agent in range(4) if mode == "dials" else ():
+        assert_same_datasets(*(f / "influence" / f"agent_{agent:04d}.h5" for f in (whole, parts)))
 
 
 def assert_same_datasets(one: Path, other: Path) -> None:
