@@ -16,8 +16,9 @@ launcher() {
 # train RUN ARGUMENTS…: starts runs/RUN or goes on with it. When Slurm says that time is running out, the run is asked to
 # stop, writes a checkpoint, and the job puts itself back into the queue.
 train() {
-    local run=$1 how code=0
+    local run=$1 how code=0 started
     shift
+    started=$(mktemp)
     how=${DIALS_MPI_LAUNCHER:-$(launcher)}
     local command=(python -m dials_mpi --resume auto --name "$run" "$@")
     if ((SLURM_NTASKS < 2)); then
@@ -37,6 +38,11 @@ train() {
         wait "$pid" || code=$?
         kill -0 "$pid" 2>/dev/null || break # else a signal has interrupted the wait
     done
+    # srun may end the last ranks while they are leaving with 75, and then reports that instead: ask the run itself.
+    if ((code > 128)) && [[ runs/$run/run.json -nt $started ]] && grep -q '"state": "stopped"' "runs/$run/run.json"; then
+        code=75
+    fi
+    rm "$started"
     if ((code == 75)); then
         echo "dials_mpi: unfinished; back into the queue"
         scontrol requeue "$SLURM_JOB_ID"
