@@ -105,6 +105,20 @@ def test_every_way_to_stop_leads_to_a_checkpoint_and_exit_code_75(command_line, 
     assert not (folder / "STOP").exists()
 
 
+def test_ranks_hear_of_a_stop_although_they_meet_seldom(command_line):
+    """Rank 0 decides when the next meeting is from how fast the others are, and has nothing to do itself."""
+    steps = ["--steps=100000000", "--set=evaluation.interval=10000000", "--set=predictor.interval=10000000"]
+    seldom = "--set=checkpoint.boundary_seconds=1"
+    process = command_line.start("--env=warehouse", "--agents=4", "--name=s", *SMALL, *steps, seldom, ranks=3)
+    folder = command_line.folder / "runs" / "s"
+    wait_for(lambda: (folder / "influence" / "agent_0003.h5").exists(), process)
+    time.sleep(4)
+    (folder / "STOP").touch()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert newest_whole(folder / "checkpoints")[1]["updates"] > 10
+
+
 def wait_for(condition, process, seconds=120):
     end = time.monotonic() + seconds
     while not condition():

@@ -230,6 +230,7 @@ class Session:
         self._reached = updates
         faults.point("boundary")
         c = self.configuration
+        self.exchange.barrier()  # rank 0 is here long before the others: what it measures begins when all are
         now = time.monotonic()
         wish = np.zeros(3, np.int64)
         wish[0] = self._stop.reason is not None
