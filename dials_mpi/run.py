@@ -41,11 +41,11 @@ def run(comm, arguments: argparse.Namespace) -> int:
         UserError: bad input; on every rank alike.
     """
     clock = Clock()
-    with AbortOnException(comm, clock) as guard:
+    with AbortOnException(comm, clock) as guard, StopFlag(arguments.max_hours) as stop:
         with clock("start"):
             outcome = _agree(comm, arguments)
         if not isinstance(outcome, UserError):
-            return _work(comm, clock, guard, arguments.max_hours, *outcome)
+            return _work(comm, clock, guard, stop, *outcome)
     raise outcome
 
 
@@ -53,7 +53,7 @@ def _work(
     comm,
     clock: Clock,
     guard: AbortOnException,
-    max_hours: float | None,
+    stop: StopFlag,
     values: dict,
     resumed: tuple[str | None, dict] | None,
     path: str | None,
@@ -87,9 +87,9 @@ def _work(
             record.progress.say(f"{directory.path}: {configuration.mode} on {domain.name}, {layout}")
             if resumed:
                 record.progress.say(f"resumed at step {configuration.steps_after(done):,} of {configuration.steps:,}")
-        stop = StopFlag(max_hours, Path(path) if directory else None)
+        if directory:
+            stop.watch(directory.path)
         session = Session(comm, configuration, domain, layout, clock, record, Path(path), stop, checkpoint)
-    stop.listen()
     state, code = "finished", 0
     try:
         BY_MODE[configuration.mode](session)
@@ -98,7 +98,6 @@ def _work(
         if record:
             record.progress.say(f"stopped by {asked}; go on with --resume {directory.path}")
     summary = session.close(cores, state)
-    stop.ignore()
     if summary:
         print(format_summary(summary))
         print(f"results in {directory.path}", flush=True)

@@ -13,27 +13,30 @@ class Unfinished(Exception):  # noqa: N818 - not an error: the run is to be resu
 
 
 class StopFlag:
-    """Whether this rank has been asked to stop. Setting it does nothing by itself: all ranks agree at a boundary.
+    """Whether this rank has been asked to stop. That does nothing by itself: all ranks agree at a boundary.
+
+    A context manager: inside, SIGTERM, SIGUSR1 and SIGINT are heard and do nothing else; a second SIGINT interrupts.
 
     Args:
         max_hours: of running, or None.
-        folder: the run directory, on the rank that looks for the file `STOP` in it; None elsewhere.
     """
 
-    def __init__(self, max_hours: float | None = None, folder: Path | None = None):
+    def __init__(self, max_hours: float | None = None):
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
-        self._file = folder and folder / STOP_FILE
+        self._file: Path | None = None
         self._signal: str | None = None
 
-    def listen(self) -> None:
-        """Takes over SIGTERM, SIGUSR1 and SIGINT. A second SIGINT interrupts at once."""
-        for number in _SIGNALS:
-            signal.signal(number, self._heard)
+    def __enter__(self) -> "StopFlag":
+        self._before = {number: signal.signal(number, self._heard) for number in _SIGNALS}
+        return self
 
-    def ignore(self) -> None:
-        """Back to what signals do by default."""
-        for number in _SIGNALS:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def watch(self, folder: Path) -> None:
+        """From now on the file `STOP` in the run directory is a reason, too."""
+        self._file = folder / STOP_FILE
 
     @property
     def reason(self) -> str | None:
