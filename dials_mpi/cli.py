@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,17 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--version", action="version", version=f"dials_mpi {__version__}")
     return p
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """An argparse type: integers from `lowest` on."""
+
+    def integer(text: str) -> int:
+        if int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text} is less than {lowest}")
+        return int(text)
+
+    return integer
 
 
 def layers(arguments: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:

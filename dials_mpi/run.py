@@ -79,7 +79,7 @@ def _work(
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         checkpoint = None
         if resumed:
-            _cut_back(configuration, layout.agents(comm.rank), directory, Path(path), resumed[1])
+            _cut_back(configuration, domain.horizon, layout.agents(comm.rank), directory, resumed[1], Path(path))
             checkpoint = Resumed(Path(resumed[0]), resumed[1]) if resumed[0] else None
         done = checkpoint.manifest["updates"] if checkpoint else 0
         record = Record(directory, configuration, domain, done) if directory else None
@@ -104,7 +104,9 @@ def _work(
     return code
 
 
-def _cut_back(configuration: Configuration, agents, directory: RunDirectory | None, path: Path, manifest: dict) -> None:
+def _cut_back(
+    configuration: Configuration, horizon: int, agents, directory: RunDirectory | None, manifest: dict, path: Path
+) -> None:
     """Takes out of a run's files what was written after the checkpoint that it goes on from."""
     from dials_mpi.algorithms.session import plan
     from dials_mpi.influence.dataset import drop_rounds
@@ -112,7 +114,6 @@ def _cut_back(configuration: Configuration, agents, directory: RunDirectory | No
     if directory:
         cut_back(path, manifest.get("metrics", {}))
     done = manifest.get("updates", 0)
-    horizon = make_domain(configuration.env, configuration.agents, configuration.domain).horizon
     rounds = [s for s in plan(configuration, horizon) if s.round is not None and s.updates.start < done]
     for agent in agents:
         drop_rounds(path / "influence" / f"agent_{agent:04d}.h5", len(rounds))

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from conftest import SMALL, SMALL_TRAFFIC
+from conftest import SMALL, SMALL_TRAFFIC, wait_for
 
 from dials_mpi.runs.clock import PHASES
 from dials_mpi.runs.metrics import read_metrics
@@ -291,11 +291,3 @@ def test_a_killed_rank_ends_the_job(command_line, victim):
     assert process.returncode != 0
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in ranks.values()), "nobody is left over"
     assert read_metrics(command_line.folder / "runs" / "k")
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.2)

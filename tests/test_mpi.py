@@ -9,10 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from conftest import SMALL, SMALL_TRAFFIC
+from conftest import SMALL, SMALL_TRAFFIC, assert_same_datasets
 from mpi4py import MPI
 
 from dials_mpi import cli
@@ -210,16 +209,6 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(shared_folder, monkeypatch, n
         assert np.array_equal(rows[0][key], rows[1][key]), key
     for agent in range(4) if mode == "dials" else ():
         assert_same_datasets(*(f / "influence" / f"agent_{agent:04d}.h5" for f in (whole, parts)))
-
-
-def assert_same_datasets(one: Path, other: Path) -> None:
-    with h5py.File(one) as mine, h5py.File(other) as yours:
-        assert list(mine) == list(yours)
-        assert len(mine) >= 1
-        for round_ in mine:
-            assert dict(mine[round_].attrs) == dict(yours[round_].attrs)
-            for field in mine[round_]:
-                assert np.array_equal(mine[round_][field], yours[round_][field])
 
 
 @pytest.mark.parametrize("size", SIZES)

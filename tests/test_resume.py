@@ -8,7 +8,7 @@ import time
 import h5py
 import numpy as np
 import pytest
-from conftest import SMALL, SMALL_TRAFFIC
+from conftest import SMALL, SMALL_TRAFFIC, assert_same_datasets, wait_for
 from test_command_line import one_line
 
 from dials_mpi.runs.checkpoint import all_checkpoints, newest_whole
@@ -43,13 +43,7 @@ def assert_equal_ends(one, other):
     files = [sorted((folder / "influence").iterdir()) for folder in (one, other)]
     assert [file.name for file in files[0]] == [file.name for file in files[1]]
     for mine, yours in zip(*files, strict=True):
-        with h5py.File(mine) as a, h5py.File(yours) as b:
-            assert list(a) == list(b)
-            assert dict(a.attrs) == dict(b.attrs)
-            for round_ in a:
-                assert dict(a[round_].attrs) == dict(b[round_].attrs)
-                for field in a[round_]:
-                    assert np.array_equal(a[round_][field], b[round_][field])
+        assert_same_datasets(mine, yours)
 
 
 def assert_same_arrays(one, other):
@@ -117,14 +111,6 @@ def test_ranks_hear_of_a_stop_although_they_meet_seldom(command_line):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75, error
     assert newest_whole(folder / "checkpoints")[1]["updates"] > 10
-
-
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -472,11 +472,17 @@ def test_what_netconvert_refuses_is_one_line(monkeypatch, tmp_path):
     assert list(domain.scratch.iterdir()) == []
 
 
-def test_a_killed_netconvert_is_one_line(monkeypatch, tmp_path):
+def with_netconvert(folder, script: str):
+    """A domain whose netconvert is a shell script."""
     domain = traffic()
-    (tmp_path / "netconvert").write_text("#!/bin/sh\nkill -9 $$\n")
-    (tmp_path / "netconvert").chmod(0o755)
-    domain._binaries, domain.scratch = tmp_path, tmp_path / "scratch"
+    (folder / "netconvert").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "netconvert").chmod(0o755)
+    domain._binaries, domain.scratch = folder, folder / "scratch"
+    return domain
+
+
+def test_a_killed_netconvert_is_one_line(tmp_path):
+    domain = with_netconvert(tmp_path, "kill -9 $$")
     with pytest.raises(UserError, match="netconvert cannot build the road network: it ended with -9"):
         domain.global_simulator(1)
     domain._binaries = tmp_path / "nowhere"
@@ -486,10 +492,7 @@ def test_a_killed_netconvert_is_one_line(monkeypatch, tmp_path):
 
 def test_a_network_cut_short_by_a_full_disk_is_not_kept(tmp_path):
     """netconvert does not notice."""
-    domain = traffic()
-    (tmp_path / "netconvert").write_text("#!/bin/sh\nprintf '<net><edge' > net.xml\n")
-    (tmp_path / "netconvert").chmod(0o755)
-    domain._binaries, domain.scratch = tmp_path, tmp_path / "scratch"
+    domain = with_netconvert(tmp_path, "printf '<net><edge' > net.xml")
     with pytest.raises(UserError, match="netconvert could not write the whole file; make room"):
         domain.global_simulator(1)
     assert list(domain.scratch.iterdir()) == []

@@ -22,6 +22,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from dials_mpi.algorithms.dials import LocalLearners  # noqa: E402
+from dials_mpi.cli import at_least  # noqa: E402
 from dials_mpi.config import resolve  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.influence.predictor import InfluencePredictor  # noqa: E402
@@ -41,11 +42,13 @@ WARM_UP = 60
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiles", type=_positive, nargs="+", default=[1, 8, 64, 200], help="tiles (1 8 64 200)")
-    parser.add_argument("--agents", type=_positive, nargs="+", default=[1, 4, 25], help="agents on a rank (1 4 25)")
-    parser.add_argument("--lights", type=_positive, nargs="+", default=[4, 25, 49, 100], help="of the GS (4 25 49 100)")
-    parser.add_argument("--copies", type=_positive, default=5, help="of the GS (5)")
-    parser.add_argument("--repeats", type=_positive, default=5, help="(5)")
+    parser.add_argument("--tiles", type=at_least(1), nargs="+", default=[1, 8, 64, 200], help="tiles (1 8 64 200)")
+    parser.add_argument("--agents", type=at_least(1), nargs="+", default=[1, 4, 25], help="agents on a rank (1 4 25)")
+    parser.add_argument(
+        "--lights", type=at_least(1), nargs="+", default=[4, 25, 49, 100], help="of the GS (4 25 49 100)"
+    )
+    parser.add_argument("--copies", type=at_least(1), default=5, help="of the GS (5)")
+    parser.add_argument("--repeats", type=at_least(1), default=5, help="(5)")
     parser.add_argument("--seconds", type=_positive_seconds, default=0.5, help="per repeat (0.5)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -57,12 +60,6 @@ def main() -> int:
         print(f"bench_traffic: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
 
 
 def _positive_seconds(text: str) -> float:

@@ -19,6 +19,7 @@ one_thread(os.environ)
 
 import numpy as np  # noqa: E402
 
+from dials_mpi.cli import at_least  # noqa: E402
 from dials_mpi.config import load_yaml, resolve  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.simulators.registry import make_domain  # noqa: E402
@@ -30,9 +31,9 @@ from dials_mpi.simulators.traffic.handcoded import FixedTime  # noqa: E402
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="run directory")
-    parser.add_argument("--agents", type=_at_least(1), default=4, help="lights, without a run (4)")
-    parser.add_argument("--copies", type=_at_least(1), default=6, help="episodes side by side (6)")
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="(0)")
+    parser.add_argument("--agents", type=at_least(1), default=4, help="lights, without a run (4)")
+    parser.add_argument("--copies", type=at_least(1), default=6, help="episodes side by side (6)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="(0)")
     arguments = parser.parse_args()
     try:
         report(arguments)
@@ -40,15 +41,6 @@ def main() -> int:
         print(f"fidelity_traffic: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _at_least(lowest: int):
-    def integer(text: str) -> int:
-        if int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text} is less than {lowest}")
-        return int(text)
-
-    return integer
 
 
 def report(arguments: argparse.Namespace) -> None:

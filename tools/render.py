@@ -29,6 +29,7 @@ import numpy as np  # noqa: E402
 from matplotlib.animation import PillowWriter  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from dials_mpi.cli import at_least  # noqa: E402
 from dials_mpi.config import load_yaml, resolve  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.simulators.interface import Domain  # noqa: E402
@@ -40,26 +41,17 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path, nargs="?", help="run directory: its configuration, and its policies")
     p.add_argument("--env", help="domain, without a run")
-    p.add_argument("--agents", type=_at_least(1), help="number of agents, without a run (4)")
+    p.add_argument("--agents", type=at_least(1), help="number of agents, without a run (4)")
     p.add_argument("--controller", help="random or a hand-coded one, instead of the run's policies")
     p.add_argument("--simulator", choices=("gs", "ls"), default="gs", help="global or local (gs)")
-    p.add_argument("--agent", type=_at_least(0), default=0, help="whose local simulator (0)")
-    p.add_argument("--seed", type=_at_least(0), default=0, help="of the episode (0)")
-    p.add_argument("--first", type=_at_least(0), help="first step of a GIF (0)")
-    p.add_argument("--steps", type=_at_least(1), help="steps of a GIF (120, or what is left of the episode)")
-    p.add_argument("--at", type=_at_least(0), help="step of a PNG (120, or the episode's last)")
-    p.add_argument("--fps", type=_at_least(1), default=8, help="frames per second of a GIF (8)")
+    p.add_argument("--agent", type=at_least(0), default=0, help="whose local simulator (0)")
+    p.add_argument("--seed", type=at_least(0), default=0, help="of the episode (0)")
+    p.add_argument("--first", type=at_least(0), help="first step of a GIF (0)")
+    p.add_argument("--steps", type=at_least(1), help="steps of a GIF (120, or what is left of the episode)")
+    p.add_argument("--at", type=at_least(0), help="step of a PNG (120, or the episode's last)")
+    p.add_argument("--fps", type=at_least(1), default=8, help="frames per second of a GIF (8)")
     p.add_argument("--out", type=Path, required=True, help="file to write, .png or .gif")
     return p
-
-
-def _at_least(lowest: int):
-    def integer(text: str) -> int:
-        if int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text} is less than {lowest}")
-        return int(text)
-
-    return integer
 
 
 def main() -> int:

@@ -143,9 +143,7 @@ class LocalLearners:
 
     def keep_in(self, session: Session) -> None:
         """Makes the optimiser's state part of the checkpoints."""
-        optimiser = self._learner.optimiser
-        for name in ("first_moment", "second_moment", "steps"):
-            session.keep(f"ppo/{name}", getattr(optimiser, name))
+        session.keep_optimiser(self._learner.optimiser)
 
     def learn(
         self, unit: int, updates: range, statistics: Means, tick: Callable[[int], None] = lambda updates: None

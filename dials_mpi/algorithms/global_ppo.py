@@ -30,8 +30,7 @@ def train(session: Session) -> None:
                 simulator = stack.enter_context(domain.global_simulator(c.ppo.copies))
             actor = Actor(session.joint_policy, simulator, c.ppo.copies, domain.horizon, clock)
         if learner:
-            for name in ("first_moment", "second_moment", "steps"):
-                session.keep(f"ppo/{name}", getattr(learner.optimiser, name))
+            session.keep_optimiser(learner.optimiser)
 
         session.begin()
         for segment in session.segments():

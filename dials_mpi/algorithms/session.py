@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dials_mpi.algorithms.evaluation import evaluate_controller, evaluate_policy
 from dials_mpi.config import Configuration
+from dials_mpi.learning.optimiser import Adam
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import STATISTICS
 from dials_mpi.learning.statistics import Means
@@ -133,7 +134,7 @@ class Session:
         record: Record | None,
         folder: Path,
         stop: StopFlag,
-        resumed: "Resumed | None" = None,
+        resumed: Resumed | None = None,
     ):
         self.configuration = configuration
         self.domain = domain
@@ -184,6 +185,11 @@ class Session:
         self._kept[name] = rows
         if self._restored:
             rows.copy_(torch.from_numpy(self._restored[name]))
+
+    def keep_optimiser(self, optimiser: Adam) -> None:
+        """`keep` for all that the learner's optimiser is."""
+        for name in ("first_moment", "second_moment", "steps"):
+            self.keep(f"ppo/{name}", getattr(optimiser, name))
 
     def begin(self) -> None:
         """References and the policies as they are before training; nothing of it if the run is resumed."""
