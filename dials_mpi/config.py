@@ -6,6 +6,8 @@ line. `resolve` merges and checks them; what comes out is complete and goes to `
 
 import difflib
 import functools
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,10 +108,15 @@ class EvaluationSettings(Settings):
 
 class CheckpointSettings(Settings):
     minutes: float = Field(10.0, gt=0, description="between two checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    steps: int | None = Field(None, ge=1, description="training steps between two checkpoints, if that is sooner")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept; the best by evaluation is kept as well")
     boundary_seconds: float = Field(
         10.0, ge=0, description="about how long until a request to stop is heard; 0: at every whole episode"
     )
+
+
+MAY_CHANGE = ("steps", "evaluation", "checkpoint")
+"""What a resumed run may do differently from the run it goes on with."""
 
 
 class Configuration(Settings):
@@ -136,6 +143,12 @@ class Configuration(Settings):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def fixed_sha256(values: dict[str, Any]) -> str:
+    """SHA-256 of all that may not change in a run, from a configuration's values as they stand in its YAML file."""
+    fixed = {key: value for key, value in values.items() if key not in MAY_CHANGE}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def resolve(layers: list[tuple[str, dict[str, Any]]], default_agents: int) -> Configuration:

@@ -4,18 +4,17 @@ import argparse
 import functools
 import os
 import platform
-import shutil
 import sys
 import time
 from pathlib import Path
 
 from dials_mpi import cli
-from dials_mpi.config import Configuration, from_values, load_yaml, resolve
+from dials_mpi.config import MAY_CHANGE, Configuration, fixed_sha256, from_values, load_yaml, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.failure import AbortOnException
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.waiting import wait
-from dials_mpi.runs.checkpoint import newest_whole
+from dials_mpi.runs.checkpoint import clear_after, newest_whole
 from dials_mpi.runs.clock import Clock, format_summary
 from dials_mpi.runs.directory import RunDirectory, record_failure
 from dials_mpi.runs.metrics import cut_back
@@ -74,12 +73,15 @@ def _work(
         import torch
 
         from dials_mpi.algorithms import BY_MODE
-        from dials_mpi.algorithms.session import Record, Resumed, Session
+        from dials_mpi.algorithms.checkpointing import Resumed
+        from dials_mpi.algorithms.session import Record, Session
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         checkpoint = None
         if resumed:
-            _cut_back(configuration, domain.horizon, layout.agents(comm.rank), directory, resumed[1], Path(path))
+            _drop_rounds(
+                configuration, domain.horizon, layout.agents(comm.rank), resumed[1].get("updates", 0), Path(path)
+            )
             checkpoint = Resumed(Path(resumed[0]), resumed[1]) if resumed[0] else None
         done = checkpoint.manifest["updates"] if checkpoint else 0
         record = Record(directory, configuration, domain, done) if directory else None
@@ -104,16 +106,11 @@ def _work(
     return code
 
 
-def _cut_back(
-    configuration: Configuration, horizon: int, agents, directory: RunDirectory | None, manifest: dict, path: Path
-) -> None:
-    """Takes out of a run's files what was written after the checkpoint that it goes on from."""
+def _drop_rounds(configuration: Configuration, horizon: int, agents: range, done: int, path: Path) -> None:
+    """Takes out of the agents' datasets what was collected after `done` updates."""
     from dials_mpi.algorithms.session import plan
     from dials_mpi.influence.dataset import drop_rounds
 
-    if directory:
-        cut_back(path, manifest.get("metrics", {}))
-    done = manifest.get("updates", 0)
     rounds = [s for s in plan(configuration, horizon) if s.round is not None and s.updates.start < done]
     for agent in agents:
         drop_rounds(path / "influence" / f"agent_{agent:04d}.h5", len(rounds))
@@ -165,9 +162,11 @@ def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple:
                     "mpi_library": MPI.Get_library_version().partition("\n")[0].strip("\0 "),
                 }
                 if run_path:
-                    resumed = _newest_checkpoint(run_path)
+                    resumed = _newest_checkpoint(run_path, stored[0][1])
                     step = resumed[1].get("step", 0)
+                    cut_back(run_path, resumed[1].get("metrics", {}))
                     directory = RunDirectory.reopen(run_path, configuration.to_yaml(), step, facts)
+                    clear_after(run_path / "checkpoints", step)
                 else:
                     path = arguments.runs / (arguments.name or _default_name(configuration, domain))
                     directory = RunDirectory(path, configuration.to_yaml(), facts)
@@ -201,9 +200,6 @@ def resume_path(arguments: argparse.Namespace) -> Path | None:
     return path
 
 
-_MAY_CHANGE = ("steps", "evaluation", "checkpoint")
-
-
 def refuse_changes(stored: Configuration, wanted: Configuration, path: Path) -> None:
     """Raises UserError with every setting that differs from the run's and must not."""
     changes = []
@@ -212,24 +208,35 @@ def refuse_changes(stored: Configuration, wanted: Configuration, path: Path) -> 
         if isinstance(old, dict) and isinstance(new, dict):
             for name in sorted(old.keys() | new.keys()):
                 compare(old.get(name), new.get(name), [*key, name])
-        elif old != new and key[0] not in _MAY_CHANGE:
+        elif old != new and key[0] not in MAY_CHANGE:
             changes.append(f"{'.'.join(key)} is {old}, not {new}")
 
     compare(stored.model_dump(mode="json"), wanted.model_dump(mode="json"), [])
     if changes:
         raise UserError(
-            f"--resume: in {path} {'; '.join(changes)}; a resumed run may change {', '.join(_MAY_CHANGE)} only"
+            f"--resume: in {path} {'; '.join(changes)}; a resumed run may change {', '.join(MAY_CHANGE)} only"
         )
 
 
-def _newest_checkpoint(path: Path) -> tuple[str | None, dict]:
+def _newest_checkpoint(path: Path, stored: dict) -> tuple[str | None, dict]:
+    """Path (None: go on from the beginning) and manifest of the checkpoint that a run goes on from.
+
+    Args:
+        path: the run directory.
+        stored: its configuration file's values.
+    """
     checkpoint, manifest, complaints = newest_whole(path / "checkpoints")
     for complaint in complaints:
         print(f"dials_mpi: checkpoint passed over: {complaint}", file=sys.stderr, flush=True)
     if checkpoint is None and complaints:
-        raise UserError(f"--resume: {path} has no whole checkpoint: {complaints[0]}")
-    for left_over in (path / "checkpoints").glob("*.partial"):
-        shutil.rmtree(left_over)
+        raise UserError(
+            f"--resume: {path} has no whole checkpoint: {complaints[0]}; start a new run, or "
+            f"remove {path / 'checkpoints'} to begin this one again"
+        )
+    if checkpoint and manifest["configuration_sha256"] != fixed_sha256(stored):
+        raise UserError(
+            f"--resume: {path / 'config.yaml'} is not what {checkpoint} was made with; restore it, or start a new run"
+        )
     return checkpoint and str(checkpoint.resolve()), manifest
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from dials_mpi.config import NetworkSettings, PredictorSettings
+from dials_mpi.errors import UserError
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, episodes_and_batches
-from dials_mpi.influence.dataset import InfluenceDataset, write_round
+from dials_mpi.influence.dataset import InfluenceDataset, drop_rounds, write_round
 from dials_mpi.influence.predictor import InfluencePredictor, train
 from dials_mpi.learning.policy import Policy
 from dials_mpi.runs.files import replace_durably
@@ -255,3 +256,33 @@ def test_writing_a_round_again_replaces_it(tmp_path, small_dataset):
     write_round(path, small_dataset, 2, 0, ATTRIBUTES)
     with h5py.File(path) as file:
         assert np.array_equal(file["round_0000/history"], small_dataset.history[2].reshape(24, 5))
+
+
+def test_every_flipped_bit_is_recognised_or_harmless(tmp_path, small_dataset):
+    path = tmp_path / "agent.h5"
+    write_round(path, small_dataset, 0, 0, ATTRIBUTES)
+    whole = path.read_bytes()
+    content = _content(path)
+    recognised = 0
+    for position in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        try:
+            drop_rounds(path, 1)
+        except UserError as error:
+            recognised += str(error).startswith(f"{path}: damaged")
+        else:
+            assert _content(path) == content
+    assert recognised > 0
+
+
+def _content(path):
+    """All numbers of a file; HDF5 has no checksums for texts."""
+
+    def numbers(item):
+        return {key: value.item() for key, value in item.attrs.items() if not isinstance(value, str)}
+
+    with h5py.File(path) as file:
+        fields = {name: {key: field[()].tobytes() for key, field in group.items()} for name, group in file.items()}
+        return numbers(file), {name: numbers(group) for name, group in file.items()}, fields

@@ -11,7 +11,7 @@ import pytest
 from conftest import SMALL, SMALL_TRAFFIC, assert_same_datasets, wait_for
 from test_command_line import one_line
 
-from dials_mpi.runs.checkpoint import all_checkpoints, newest_whole
+from dials_mpi.runs.checkpoint import _digest, all_checkpoints, newest_whole, read_manifest, step_of
 from dials_mpi.runs.metrics import read_metrics
 
 RUNS = {
@@ -124,7 +124,8 @@ def stopped(tmp_path_factory):
     stop = {"DIALS_MPI_FAULT": "boundary:3:USR1"}
     assert command_line("--env=warehouse", *SMALL, "--name=parts", EVERY_UNIT, **stop).returncode == 75
     assert command_line("--resume=runs/parts", **stop).returncode == 75
-    assert len(all_checkpoints(folder / "runs" / "parts" / "checkpoints")) == 2
+    newest, older, *_ = all_checkpoints(folder / "runs" / "parts" / "checkpoints")
+    assert step_of(newest) > step_of(older) > 0
     return folder
 
 
@@ -147,16 +148,16 @@ def flip(content):
 @pytest.mark.parametrize("damage", [cut, flip, lambda content: b"", None], ids=["cut", "flipped", "empty", "missing"])
 @pytest.mark.parametrize("file", ["rank_0000.npz", "manifest.json"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(command_line, parts, damage, file):
-    newest, older = all_checkpoints(parts / "checkpoints")
+    newest, older, *_ = all_checkpoints(parts / "checkpoints")
     if damage is None:
         (newest / file).unlink()
     else:
         (newest / file).write_bytes(damage((newest / file).read_bytes()))
     result = command_line("--resume=runs/parts")
     assert result.returncode == 0, result.stderr
-    if (file, damage) != ("manifest.json", flip):  # a flipped bit may leave a manifest that can be read
-        assert f"dials_mpi: checkpoint passed over: runs/parts/checkpoints/{newest.name}/{file}" in result.stderr
-        assert f"resumed at step {int(older.name[5:]):,}" in result.stdout
+    assert f"dials_mpi: checkpoint passed over: runs/parts/checkpoints/{newest.name}/{file}" in result.stderr
+    assert f"resumed at step {step_of(older):,}" in result.stdout
+    assert newest.with_name(f"{newest.name}.damaged").is_dir(), "for somebody to look at"
     assert_equal_ends(command_line.folder / "runs" / "whole", parts)
 
 
@@ -168,6 +169,64 @@ def test_without_a_whole_checkpoint_nothing_is_touched(command_line, parts):
     assert result.returncode == 2
     assert "runs/parts has no whole checkpoint" in result.stderr
     assert (parts / "metrics.jsonl").read_bytes() == before
+
+
+def test_if_the_two_newest_are_damaged_the_best_is_used(command_line, parts):
+    newest, older, *best = all_checkpoints(parts / "checkpoints")
+    assert [step_of(checkpoint) for checkpoint in best] == [read_manifest(newest)["best_step"]]
+    for checkpoint in (newest, older):
+        (checkpoint / "manifest.json").unlink()
+    result = command_line("--resume=runs/parts")
+    assert f"resumed at step {step_of(best[0]):,}" in result.stdout
+    assert_equal_ends(command_line.folder / "runs" / "whole", parts)
+
+
+def test_the_two_newest_and_the_best_checkpoint_are_kept(command_line):
+    every = ["--set=checkpoint.steps=400", "--set=checkpoint.keep=2"]
+    assert command_line("--env=warehouse", *SMALL, "--steps=3200", "--name=k", *every).returncode == 0
+    folder = command_line.folder / "runs" / "k"
+    returns = {r["step"]: r["mean_return"] for r in read_metrics(folder) if r["phase"] == "evaluate"}
+    best = max(returns, key=returns.get)
+    checkpoints = all_checkpoints(folder / "checkpoints")
+    assert [step_of(checkpoint) for checkpoint in checkpoints] == sorted({best, 2800, 3200}, reverse=True)
+    assert read_manifest(checkpoints[0])["best_step"] == best
+    with np.load(folder / "policies_best.npz") as policies:
+        assert policies["step"] == best
+        shard = np.load(folder / "checkpoints" / f"step_{best:012d}" / "rank_0000.npz")
+        assert np.array_equal(shard["policy"], policies["parameters"])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("metrics.jsonl", flip, "runs/parts/metrics.jsonl: is damaged"),
+        ("metrics.jsonl", cut, "runs/parts/metrics.jsonl: has lost records"),
+        ("timing.jsonl", lambda content: b"", "runs/parts/timing.jsonl: has lost records"),
+        (
+            "config.yaml",
+            lambda content: content.replace(b"clip: 0.2", b"clip: 0.3"),
+            "--resume: runs/parts/config.yaml",
+        ),
+        ("run.json", cut, "runs/parts/run.json: damaged"),
+    ],
+)
+def test_other_damaged_files_are_named_and_nothing_is_touched(command_line, parts, file, damage, message):
+    (parts / file).write_bytes(damage((parts / file).read_bytes()))
+    before = {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
+    result = command_line("--resume=runs/parts")
+    assert result.returncode == 2
+    assert message in one_line(result)
+    assert before == {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
+
+
+def test_a_damaged_dataset_is_named(command_line, parts):
+    file = parts / "influence" / "agent_0002.h5"
+    file.write_bytes(cut(file.read_bytes()))
+    result = command_line("--resume=runs/parts")
+    assert result.returncode != 0
+    assert "influence/agent_0002.h5: damaged" in result.stderr
+    file.unlink()  # the remedy
+    assert command_line("--resume=runs/parts").returncode == 0
 
 
 def test_a_checkpoint_that_was_being_written_is_swept_away(command_line, parts):
@@ -190,6 +249,13 @@ def test_what_was_written_after_the_checkpoint_is_cut_back(command_line, parts):
     assert_equal_ends(command_line.folder / "runs" / "whole", parts)
 
 
+def change_manifest(checkpoint, **values):
+    """As somebody would who knows how to vouch for a manifest."""
+    content = json.loads((checkpoint / "manifest.json").read_text()) | values
+    del content["sha256"]
+    (checkpoint / "manifest.json").write_text(json.dumps(content | {"sha256": _digest(content)}))
+
+
 def test_pickles_are_never_opened(command_line, parts):
     """A checkpoint whose manifest vouches for a pickle: refused, not executed."""
     import hashlib
@@ -203,12 +269,12 @@ def test_pickles_are_never_opened(command_line, parts):
     buffer = io.BytesIO()
     np.savez(buffer, policy=np.array([Bomb()], dtype=object))
     (newest / "rank_0000.npz").write_bytes(buffer.getvalue())
-    manifest = json.loads((newest / "manifest.json").read_text())
-    manifest["files"]["rank_0000.npz"] |= {
+    facts = {
+        "agents": [0, 1, 2, 3],
         "size": len(buffer.getvalue()),
         "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
     }
-    (newest / "manifest.json").write_text(json.dumps(manifest))
+    change_manifest(newest, files={"rank_0000.npz": facts})
     result = command_line("--resume=runs/parts")
     assert result.returncode != 0
     assert "allow_pickle=False" in one_line(result)
@@ -239,8 +305,7 @@ def test_what_cannot_be_resumed_is_one_line(command_line, parts, arguments, mess
 
 def test_a_newer_version_of_the_format_is_refused(command_line, parts):
     for checkpoint in all_checkpoints(parts / "checkpoints"):
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-        (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+        change_manifest(checkpoint, format=2)
     result = command_line("--resume=runs/parts")
     assert result.returncode == 2
     assert "has format 2; this version of dials_mpi reads 1" in result.stderr

@@ -31,7 +31,7 @@ def train(session: Session) -> None:
         with clock("start"):
             # Line 1, with session.policy.
             predictor = InfluencePredictor(session.agents, domain.influence, c.predictor, c.seed)
-            session.keep("predictor", predictor.network.parameters)
+            session.checkpoints.keep("predictor", predictor.network.parameters)
             learners = None
             if session.agents:
                 learners = LocalLearners(c, domain, session.agents, session.policy, predictor, clock)
@@ -78,7 +78,7 @@ def collect_datasets(session: Session, segment: Segment) -> InfluenceDataset:
                 session.exchange.scatter_rows(batch.get(name), mine)
                 dataset.arrays()[name][:, first : first + size] = mine
             first += size
-            session.boundary(segment.updates.start, always=True)
+            session.checkpoints.boundary(segment.updates.start, always=True)
     return dataset
 
 
@@ -143,7 +143,7 @@ class LocalLearners:
 
     def keep_in(self, session: Session) -> None:
         """Makes the optimiser's state part of the checkpoints."""
-        session.keep_optimiser(self._learner.optimiser)
+        session.checkpoints.keep_optimiser(self._learner.optimiser)
 
     def learn(
         self, unit: int, updates: range, statistics: Means, tick: Callable[[int], None] = lambda updates: None

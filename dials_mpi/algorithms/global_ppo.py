@@ -30,7 +30,7 @@ def train(session: Session) -> None:
                 simulator = stack.enter_context(domain.global_simulator(c.ppo.copies))
             actor = Actor(session.joint_policy, simulator, c.ppo.copies, domain.horizon, clock)
         if learner:
-            session.keep_optimiser(learner.optimiser)
+            session.checkpoints.keep_optimiser(learner.optimiser)
 
         session.begin()
         for segment in session.segments():

@@ -1,34 +1,28 @@
 """What every algorithm works with on one rank: who am I, what travels how, and how a run is measured."""
 
-import hashlib
 import math
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from dials_mpi.algorithms.checkpointing import Checkpointing, Resumed
 from dials_mpi.algorithms.evaluation import evaluate_controller, evaluate_policy
 from dials_mpi.config import Configuration
-from dials_mpi.learning.optimiser import Adam
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import STATISTICS
 from dials_mpi.learning.statistics import Means
 from dials_mpi.parallel.exchange import Exchange
 from dials_mpi.parallel.layout import Layout
-from dials_mpi.runs import faults
-from dials_mpi.runs.checkpoint import begin as begin_checkpoint
-from dials_mpi.runs.checkpoint import partial_folder, publish, read_agents, shard_name, write_shard
 from dials_mpi.runs.clock import Clock, summarise
-from dials_mpi.runs.directory import RunDirectory, versions
+from dials_mpi.runs.directory import RunDirectory
 from dials_mpi.runs.metrics import Metrics
 from dials_mpi.runs.policies import save_policies
 from dials_mpi.runs.progress import Progress
-from dials_mpi.runs.stopping import StopFlag, Unfinished
+from dials_mpi.runs.stopping import StopFlag
 from dials_mpi.simulators.interface import Domain
 
 _STATISTICS = "statistics/"
@@ -87,18 +81,6 @@ def plan(configuration: Configuration, horizon: int) -> list[Segment]:
     ]
 
 
-@dataclass(frozen=True)
-class Resumed:
-    """A checkpoint to go on from."""
-
-    checkpoint: Path
-    manifest: dict
-
-
-def configuration_hash(configuration: Configuration) -> str:
-    return hashlib.sha256(configuration.to_yaml().encode()).hexdigest()
-
-
 class Record:
     """What rank 0 alone keeps: the run's files and the progress shown."""
 
@@ -141,10 +123,6 @@ class Session:
         self.clock = clock
         self.record = record
         self.influence_folder = folder / "influence"
-        self._checkpoints = folder / "checkpoints"
-        self._stop = stop
-        self._layout = layout
-        self._rank = comm.rank
         self.resumed = resumed
         self.exchange = Exchange(comm, layout, clock)
         if record:
@@ -157,39 +135,15 @@ class Session:
         """Policies of all agents as of the last `gather_policies`; on rank 0 only."""
         self.statistics = Means()
         """Learning statistics of this rank's agents in the current segment."""
-        self._kept: dict[str, Tensor] = {}
-        self._restored: dict[str, np.ndarray] = {}
-        self._start = 0  # updates done before
         self._earlier_seconds = 0.0
-        self._best: float | None = None  # mean return
         if resumed:
-            self._restored = read_agents(resumed.checkpoint, resumed.manifest, self.agents) if self.agents else {}
-            self._start = resumed.manifest["updates"]
             self._earlier_seconds = resumed.manifest["seconds"]
-            self._best = resumed.manifest["best_return"]
             if record:
                 record.reference = resumed.manifest["reference"]
-        self.keep("policy", self.policy.parameters)
-        self._reached = self._start
-        self._due = 0  # the next boundary that all ranks meet at
-        self._last_boundary = (time.monotonic(), self._start)
-        self._last_checkpoint = time.monotonic()
-
-    def keep(self, name: str, rows: Tensor) -> None:
-        """Makes `rows` [A, …] part of every checkpoint, and sets them to what they were in the one resumed from.
-
-        Args:
-            name: by which they are found again.
-            rows: of this rank's agents; changed in place as long as the run goes on.
-        """
-        self._kept[name] = rows
-        if self._restored:
-            rows.copy_(torch.from_numpy(self._restored[name]))
-
-    def keep_optimiser(self, optimiser: Adam) -> None:
-        """`keep` for all that the learner's optimiser is."""
-        for name in ("first_moment", "second_moment", "steps"):
-            self.keep(f"ppo/{name}", getattr(optimiser, name))
+        self.checkpoints = Checkpointing(configuration, layout, comm.rank, self.exchange, clock, folder, stop, resumed)
+        self.checkpoints.more_arrays = self._statistics_rows
+        self.checkpoints.more_facts = self._facts
+        self.checkpoints.keep("policy", self.policy.parameters)
 
     def begin(self) -> None:
         """References and the policies as they are before training; nothing of it if the run is resumed."""
@@ -202,11 +156,10 @@ class Session:
     def segments(self) -> Iterator[Segment]:
         """The main loop of every algorithm; what lies before the checkpoint of a resumed run is left out."""
         for segment in plan(self.configuration, self.domain.horizon):
-            if segment.updates.stop <= self._start:
+            if segment.updates.stop <= self.checkpoints.start:
                 continue
-            done = max(0, self._start - segment.updates.start)
-            rows = {k.removeprefix(_STATISTICS): v for k, v in self._restored.items() if k.startswith(_STATISTICS)}
-            self.statistics = Means.from_rows(rows if done else {})
+            done = max(0, self.checkpoints.start - segment.updates.start)
+            self.statistics = Means.from_rows(self.checkpoints.restored(_STATISTICS) if done else {})
             yield replace(segment, updates=segment.updates[done:], round=None if done else segment.round)
 
     def units(self, segment: Segment) -> Iterator[tuple[int, range]]:
@@ -215,84 +168,7 @@ class Session:
         for start in range(segment.updates.start, segment.updates.stop, size):
             yield start // size, range(start, min(start + size, segment.updates.stop))
             if start + size < segment.updates.stop:
-                self.boundary(start + size)
-
-    def boundary(self, updates: int, always: bool = False) -> None:
-        """A point where all that a run is can be written down: between two units, or in the middle of a collection.
-
-        All ranks meet here about every `checkpoint.boundary_seconds`, write a checkpoint if it is time, and stop if any
-        of them has been asked to. Rank 0 decides how many updates lie before the next meeting; what is learned does not
-        depend on it.
-
-        Args:
-            updates: done so far.
-            always: meet here in any case; all ranks say so alike.
-
-        Raises:
-            Unfinished: on all ranks alike.
-        """
-        if updates < self._due and not always:
-            return
-        self._reached = updates
-        faults.point("boundary")
-        c = self.configuration
-        self.exchange.barrier()  # rank 0 is here long before the others: what it measures begins when all are
-        now = time.monotonic()
-        wish = np.zeros(3, np.int64)
-        wish[0] = self._stop.reason is not None
-        if self.record:
-            wish[1] = now - self._last_checkpoint >= 60 * c.checkpoint.minutes
-            then, before = self._last_boundary
-            pace = (now - then) / (updates - before) if updates > before else math.inf
-            wish[2] = updates + max(1, min(int(c.checkpoint.boundary_seconds / pace) if pace else 1, 10**9))
-            if updates > before:
-                self._last_boundary = now, updates
-        stop, write, self._due = self.exchange.greatest(wish).tolist()
-        if stop or write:
-            self.save_checkpoint(updates)
-        if stop:
-            raise Unfinished(self._stop.reason or "another rank")
-
-    def save_checkpoint(self, updates: int) -> None:
-        """All ranks write their part; see `runs.checkpoint`."""
-        step = self.configuration.steps_after(updates)
-        with self.clock("write"):
-            if self.record:
-                begin_checkpoint(self._checkpoints, step)
-        self.exchange.barrier()
-        facts = np.zeros(5, np.uint64)
-        with self.clock("write"):
-            if self.agents:
-                arrays = {name: rows.numpy() for name, rows in self._kept.items()}
-                arrays |= {f"{_STATISTICS}{name}": row for name, row in self.statistics.rows().items()}
-                size, digest = write_shard(partial_folder(self._checkpoints, step), self._rank, arrays)
-                facts[0], facts[1:] = size, np.frombuffer(digest, np.uint64)
-        facts = self.exchange.gather_report(facts)
-        if self.record:
-            with self.clock("write"):
-                files = {
-                    shard_name(rank): {
-                        "agents": list(self._layout.agents(rank)),
-                        "size": int(row[0]),
-                        "sha256": row[1:].tobytes().hex(),
-                    }
-                    for rank, row in enumerate(facts)
-                    if self._layout.counts()[rank]
-                }
-                manifest = {
-                    "step": step,
-                    "updates": updates,
-                    "configuration_sha256": configuration_hash(self.configuration),
-                    "layout": str(self._layout),
-                    "versions": versions(),
-                    "seconds": self._earlier_seconds + self.clock.elapsed,
-                    "reference": self.record.reference,
-                    "best_return": self._best,
-                    "metrics": self.record.metrics.sizes(),
-                    "files": files,
-                }
-                publish(self._checkpoints, step, manifest, self.configuration.checkpoint.keep)
-        self._last_checkpoint = time.monotonic()
+                self.checkpoints.boundary(start + size)
 
     def gather_policies(self) -> None:
         """Owners → rank 0: `joint_policy` becomes the policies as they are now."""
@@ -321,21 +197,19 @@ class Session:
     def evaluate(self, updates: int) -> None:
         """`joint_policy` on the GS, on rank 0; the owners go on meanwhile."""
         if not self.record:
+            self.checkpoints.evaluated(updates, None)
             return
         c = self.configuration
+        step = c.steps_after(updates)
         with self.clock("evaluate"):
-            result = evaluate_policy(
-                self.domain, self.joint_policy, c.evaluation.episodes, c.seed, self.configuration.steps_after(updates)
-            )
+            result = evaluate_policy(self.domain, self.joint_policy, c.evaluation.episodes, c.seed, step)
         extra = {}
         if self.record.reference is not None:
             extra["share_above_reference"] = float((result.per_agent > self.record.reference).mean())
-        step = self.configuration.steps_after(updates)
         self._write(step, "evaluate", **result.as_record(), **extra)
         with self.clock("write"):
             names = ["policies.npz"]
-            if self._best is None or result.mean_return > self._best:
-                self._best = result.mean_return
+            if self.checkpoints.evaluated(updates, result.mean_return):
                 names.append("policies_best.npz")
             for name in names:
                 save_policies(self.record.directory.path / name, self.joint_policy.network, step)
@@ -360,10 +234,10 @@ class Session:
                 **{name: column.mean() for name, column in columns.items()},
                 per_agent={name: _plain_list(column) for name, column in columns.items()},
             )
+        self.statistics = Means()
         if segment.evaluates:
             self.evaluate(segment.updates.stop)
-        self.statistics = Means()
-        self.boundary(segment.updates.stop)
+        self.checkpoints.boundary(segment.updates.stop)
 
     def log_predictors(self, round_: int, updates: int, cross_entropies: np.ndarray) -> None:
         """Writes what AIP training came to; `cross_entropies` [A, 2] float32, held out, before and after."""
@@ -398,13 +272,12 @@ class Session:
             state: what `run.json` says of the run.
         """
         if state == "finished":
-            self._reached = plan(self.configuration, self.domain.horizon)[-1].updates.stop
-            self.save_checkpoint(self._reached)
+            self.checkpoints.finish(plan(self.configuration, self.domain.horizon)[-1].updates.stop)
         reports = self.exchange.gather_report(self.clock.report())
         self.exchange.close()
         if reports is None:
             return None
-        steps = self.configuration.steps_after(self._reached - self._start)
+        steps = self.configuration.steps_after(self.checkpoints.reached - self.checkpoints.start)
         summary = summarise(reports, steps * self.domain.n_agents, cores)
         self.record.metrics.close()
         self.record.progress.close()
@@ -416,6 +289,17 @@ class Session:
     def _policy_of(self, agents) -> Policy:
         c, domain = self.configuration, self.domain
         return Policy(agents, domain.observation_size, domain.n_actions, c.policy, c.seed)
+
+    def _statistics_rows(self) -> dict[str, np.ndarray]:
+        return {f"{_STATISTICS}{name}": row.copy() for name, row in self.statistics.rows().items()}
+
+    def _facts(self) -> dict[str, Any]:
+        """What rank 0 has to know when the run is resumed."""
+        return {
+            "seconds": self._earlier_seconds + self.clock.elapsed,
+            "reference": self.record.reference,
+            "metrics": self.record.metrics.written(),
+        }
 
     def _write(self, step: int, phase: str, **values) -> None:
         with self.clock("write"):

@@ -15,6 +15,7 @@ from dials_mpi.runs.files import replace_durably
 from dials_mpi.simulators.interface import Influence
 
 SCHEMA_VERSION = 1
+_CHECKSUMMED = ("v110", "v110")  # formats whose metadata has checksums; every HDF5 since 1.10 reads them
 
 _AXES = {"history": "step, local state bit", "influence_sources": "step, influence source", "actions": "step"}
 
@@ -52,6 +53,8 @@ class InfluenceDataset:
 def drop_rounds(path: Path, first: int) -> None:
     """Takes rounds from `first` on out of an agent's file, which is whole before and after; harmless without a file.
 
+    All that stays is read once, which finds every damage: the file has checksums throughout, but for text attributes.
+
     Raises:
         UserError: the file is damaged.
     """
@@ -62,13 +65,17 @@ def drop_rounds(path: Path, first: int) -> None:
     try:
         with h5py.File(path, "r") as old:
             kept = [name for name in sorted(old) if int(name.removeprefix("round_")) < first]
+            for item in [old, *(old[name] for name in kept)]:
+                dict(item.attrs)
+            for item in [old[name][field] for name in kept for field in old[name]]:
+                item[()], dict(item.attrs)
             if len(kept) == len(old):
                 return
-            with h5py.File(temporary, "w") as file:
+            with h5py.File(temporary, "w", libver=_CHECKSUMMED) as file:
                 for name in kept:
                     old.copy(name, file)
                 file.attrs.update(old.attrs)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{path}: damaged ({error}); move it away to go on without its earlier rounds") from error
     if kept:
         replace_durably(temporary, path)
@@ -92,7 +99,7 @@ def write_round(path: Path, dataset: InfluenceDataset, row: int, round_: int, at
     """
     name = f"round_{round_:04d}"
     temporary = path.with_suffix(".h5.tmp")
-    with h5py.File(temporary, "w") as file:
+    with h5py.File(temporary, "w", libver=_CHECKSUMMED) as file:
         if path.exists():
             with h5py.File(path, "r") as old:
                 kept = sorted(group for group in old if group != name)
@@ -110,9 +117,13 @@ def write_round(path: Path, dataset: InfluenceDataset, row: int, round_: int, at
         for field, axes in _AXES.items():
             rows = getattr(dataset, field)[row]
             rows = rows.reshape(episodes * horizon, *rows.shape[2:])
-            stored = group.create_dataset(field, data=rows, compression="gzip", compression_opts=1, shuffle=True)
+            stored = group.create_dataset(
+                field, data=rows, compression="gzip", compression_opts=1, shuffle=True, fletcher32=True
+            )
             stored.attrs["axes"] = axes
-        starts = group.create_dataset("episode_starts", data=np.arange(episodes, dtype=np.int64) * horizon)
+        starts = group.create_dataset(
+            "episode_starts", data=np.arange(episodes, dtype=np.int64) * horizon, fletcher32=True
+        )
         starts.attrs["axes"] = "episode"
     faults.point("dataset/rename")
     replace_durably(temporary, path)

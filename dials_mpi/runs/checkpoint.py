@@ -1,14 +1,15 @@
 """Checkpoints: `checkpoints/step_000400000/` in a run directory, whole or not there at all.
 
 Every rank writes its agents' arrays into a directory under a temporary name; rank 0 writes `manifest.json` last, which
-names every file with its size and SHA-256, and renames the directory. Nothing is pickled: arrays are .npz, the rest is
-JSON. A checkpoint is used only if all of it is as the manifest says.
+names every file with its size and SHA-256 (its own content as well), and renames the directory. Nothing is pickled:
+arrays are .npz, the rest is JSON. A checkpoint is used only if all of it is as the manifest says.
 """
 
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from dials_mpi.errors import UserError
 from dials_mpi.runs import faults
 from dials_mpi.runs.files import sync
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
+_DAMAGED = ".damaged"
 
 
 class DamagedError(Exception):
-    """A checkpoint that is not what its manifest says, or of a newer version; the message tells which file and how."""
+    """A checkpoint that is not what its manifest says; the message tells which file and how."""
 
 
 def partial_folder(checkpoints: Path, step: int) -> Path:
@@ -60,29 +63,36 @@ def write_shard(folder: Path, rank: int, arrays: dict[str, np.ndarray]) -> tuple
 
 
 def publish(checkpoints: Path, step: int, manifest: dict[str, Any], keep: int) -> Path:
-    """Rank 0, when all shards are written: manifest, rename, and only then the removal of all but the `keep` newest."""
+    """Rank 0, when all shards are written: manifest, rename, and only then the removal of older checkpoints.
+
+    The `keep` newest stay, and the one of the step that the manifest says is the best.
+    """
     folder = partial_folder(checkpoints, step)
     faults.point("checkpoint/manifest")
+    content = {"format": FORMAT, **manifest}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, **manifest}, file, indent=1)
+        json.dump({**content, "sha256": _digest(content)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     sync(folder)
     faults.point("checkpoint/rename")
     final = checkpoints / folder.name.removesuffix(_PARTIAL)
-    if final.exists():  # of the same step, written before the run was stopped there and resumed
-        shutil.rmtree(final)
     folder.rename(final)
     sync(checkpoints)
     faults.point("checkpoint/removal")
     for old in all_checkpoints(checkpoints)[keep:]:
-        shutil.rmtree(old)
+        if step_of(old) != manifest["best_step"]:
+            shutil.rmtree(old)
     return final
 
 
 def all_checkpoints(checkpoints: Path) -> list[Path]:
     """Those that were renamed, newest first; whole or not."""
-    return sorted((p for p in checkpoints.glob("step_*") if not p.name.endswith(_PARTIAL)), reverse=True)
+    return sorted((p for p in checkpoints.glob("step_*") if re.fullmatch(r"step_\d+", p.name)), reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
@@ -90,29 +100,40 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: anything is not as it should be.
+        UserError: a version of dials_mpi wrote it that knows more than this one.
     """
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        version, files = manifest["format"], manifest["files"]
-        expected = {name: (facts["size"], facts["sha256"]) for name, facts in files.items()}
+        digest = manifest.pop("sha256")
+        sound = digest == _digest(manifest)
+        version = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{checkpoint / MANIFEST} cannot be read ({error})") from error
+    if not sound:
+        raise DamagedError(f"{checkpoint / MANIFEST} is damaged: its SHA-256 is not what it says")
     if version != FORMAT:
-        raise DamagedError(f"{checkpoint} has format {version}; this version of dials_mpi reads {FORMAT}")
-    for name, (size, digest) in expected.items():
+        raise UserError(
+            f"{checkpoint} has format {version}; this version of dials_mpi reads {FORMAT}; resume with the one that "
+            "wrote it"
+        )
+    for name, facts in manifest["files"].items():
         try:
             content = (checkpoint / name).read_bytes()
         except OSError as error:
             raise DamagedError(f"{checkpoint / name} cannot be read ({error.strerror})") from error
-        if len(content) != size:
-            raise DamagedError(f"{checkpoint / name} has {len(content)} bytes instead of {size}")
-        if hashlib.sha256(content).hexdigest() != digest:
+        if len(content) != facts["size"]:
+            raise DamagedError(f"{checkpoint / name} has {len(content)} bytes instead of {facts['size']}")
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise DamagedError(f"{checkpoint / name} is damaged: its SHA-256 is not the manifest's")
     return manifest
 
 
 def newest_whole(checkpoints: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """The newest checkpoint that is whole, its manifest, and what is wrong with newer ones; None without any."""
+    """The newest checkpoint that is whole, its manifest, and what is wrong with newer ones; None without any.
+
+    Raises:
+        UserError: a newer version of dials_mpi wrote it.
+    """
     complaints = []
     for checkpoint in all_checkpoints(checkpoints):
         try:
@@ -120,6 +141,19 @@ def newest_whole(checkpoints: Path) -> tuple[Path | None, dict[str, Any], list[s
         except DamagedError as error:
             complaints.append(str(error))
     return None, {}, complaints
+
+
+def clear_after(checkpoints: Path, step: int) -> None:
+    """Takes out of the way what a run that goes on from `step` will write again: half-written and damaged ones.
+
+    Damaged ones are kept under another name, so that somebody can look at them.
+    """
+    for left_over in checkpoints.glob(f"*{_PARTIAL}"):
+        shutil.rmtree(left_over)
+    for damaged in all_checkpoints(checkpoints):
+        if step_of(damaged) > step:
+            shutil.rmtree(damaged.with_name(damaged.name + _DAMAGED), ignore_errors=True)
+            damaged.rename(damaged.with_name(damaged.name + _DAMAGED))
 
 
 def read_agents(checkpoint: Path, manifest: dict[str, Any], agents: Sequence[int]) -> dict[str, np.ndarray]:
@@ -135,3 +169,7 @@ def read_agents(checkpoint: Path, manifest: dict[str, Any], agents: Sequence[int
                 for agent in mine:
                     rows.setdefault(key, {})[agent] = array[facts["agents"].index(agent)]
     return {key: np.stack([found[agent] for agent in agents]) for key, found in rows.items()}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

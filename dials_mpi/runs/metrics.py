@@ -4,6 +4,7 @@ What was measured and when it was measured stand in two files, so that two runs 
 first whatever the speed of their machines.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from dials_mpi.errors import UserError
+
+_NAMES = ("metrics.jsonl", "timing.jsonl")
 
 
 class Metrics:
@@ -22,7 +25,8 @@ class Metrics:
     """
 
     def __init__(self, folder: Path):
-        self._files = [(folder / name).open("a", encoding="utf-8") for name in ("metrics.jsonl", "timing.jsonl")]
+        self._files = [(folder / name).open("ab") for name in _NAMES]
+        self._digests = [hashlib.sha256((folder / name).read_bytes()) for name in _NAMES]
 
     def write(self, step: int, phase: str, seconds: float, **values: Any) -> None:
         """One record of `phase` after `step` training steps per agent, `seconds` into the run.
@@ -30,36 +34,47 @@ class Metrics:
         Arrays become lists; float32 values are written with the digits that tell them apart.
         """
         record = {"step": step, "phase": phase, **{key: _plain(value) for key, value in values.items()}}
-        for file, line in zip(self._files, (record, _timing(record, seconds)), strict=True):
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        for file, digest, line in zip(self._files, self._digests, (record, _timing(record, seconds)), strict=True):
+            content = json.dumps(line, allow_nan=False).encode() + b"\n"
+            file.write(content)
             file.flush()
+            digest.update(content)
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file, all of them on the disk for good."""
+    def written(self) -> dict[str, dict[str, Any]]:
+        """`size` and `sha256` of what each file holds, all of it on the disk for good."""
         for file in self._files:
             os.fsync(file.fileno())
-        return {Path(file.name).name: file.tell() for file in self._files}
+        return {
+            name: {"size": file.tell(), "sha256": digest.hexdigest()}
+            for name, file, digest in zip(_NAMES, self._files, self._digests, strict=True)
+        }
 
     def close(self) -> None:
         for file in self._files:
             file.close()
 
 
-def cut_back(folder: Path, sizes: dict[str, int]) -> None:
-    """Cuts the files of a run to the sizes that they had at a checkpoint; without a size, to nothing.
+def cut_back(folder: Path, written: dict[str, dict[str, Any]]) -> None:
+    """Cuts the files of a run to what they were at a checkpoint; to nothing, if that says nothing of them.
+
+    Args:
+        folder: the run directory.
+        written: `Metrics.written` as of the checkpoint.
 
     Raises:
-        UserError: a file is shorter than it was.
+        UserError: a file does not begin with what it held then; nothing is cut.
     """
-    for name in ("metrics.jsonl", "timing.jsonl"):
-        size = sizes.get(name, 0)
-        with (folder / name).open("a+b") as file:
-            if file.seek(0, os.SEEK_END) < size:
-                raise UserError(
-                    f"{folder / name}: {file.tell()} bytes, but {size} at the checkpoint: records are lost; restore "
-                    "the file, or start a new run"
-                )
-            file.truncate(size)
+    for name, facts in written.items():
+        path = folder / name
+        content = path.read_bytes()[: facts["size"]] if path.exists() else b""
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            what = "is damaged" if len(content) == facts["size"] else f"has lost records: {len(content)} bytes"
+            raise UserError(
+                f"{path}: {what} (at the checkpoint it had {facts['size']} bytes); restore it, or start a new run"
+            )
+    for name in _NAMES:
+        with (folder / name).open("ab") as file:
+            file.truncate(written.get(name, {}).get("size", 0))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,239 @@
+"""What a run is at a boundary, when it is written down, and when it stops: decided and done by all ranks together."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dials_mpi.config import Configuration, fixed_sha256
+from dials_mpi.learning.optimiser import Adam
+from dials_mpi.parallel.exchange import Exchange
+from dials_mpi.parallel.layout import Layout
+from dials_mpi.runs import faults
+from dials_mpi.runs.checkpoint import begin, partial_folder, publish, read_agents, shard_name, write_shard
+from dials_mpi.runs.directory import versions
+from dials_mpi.runs.stopping import StopFlag, Unfinished
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint to go on from."""
+
+    checkpoint: Path
+    manifest: dict
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """One rank's part of a checkpoint, in memory."""
+
+    updates: int
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]
+    """What rank 0 adds to the manifest; empty elsewhere."""
+
+
+class Checkpointing:
+    """One rank's part in the checkpoints of a run.
+
+    Args:
+        configuration, layout: the same on every rank.
+        rank: this one; rank 0 decides and writes the manifest.
+        exchange: joins all ranks.
+        clock: books the phase `write`.
+        folder: the run directory.
+        stop: asked at boundaries whether to go on.
+        resumed: the checkpoint to go on from, if there is one.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        layout: Layout,
+        rank: int,
+        exchange: Exchange,
+        clock,
+        folder: Path,
+        stop: StopFlag,
+        resumed: Resumed | None,
+    ):
+        self._configuration = configuration
+        self._layout = layout
+        self._rank = rank
+        self._exchange = exchange
+        self._clock = clock
+        self._folder = folder / "checkpoints"
+        self._stop = stop
+        self._kept: dict[str, Tensor] = {}
+        self._restored: dict[str, np.ndarray] = {}
+        manifest = resumed.manifest if resumed else {}
+        if resumed and layout.agents(rank):
+            self._restored = read_agents(resumed.checkpoint, manifest, layout.agents(rank))
+        self.start: int = manifest.get("updates", 0)
+        """PPO updates that the run resumed from had done."""
+        self.reached = self.start
+        """PPO updates done at the last boundary."""
+        self.best_return: float | None = manifest.get("best_return")
+        """Mean return of the best evaluation so far; kept up to date on rank 0 only."""
+        self._best_updates: int = manifest.get("best_updates", -1)
+        self._candidates: dict[int, _Snapshot] = {}
+        self.more_arrays: Callable[[], dict[str, np.ndarray]] = dict
+        """Arrays [A, …] by name that are part of a checkpoint beside what is kept."""
+        self.more_facts: Callable[[], dict[str, Any]] = dict
+        """On rank 0: what the manifest says beside what is said here."""
+        self._due = 0  # the next boundary that all ranks meet at
+        self._met = time.monotonic(), self.start
+        self._written = time.monotonic(), self.start if resumed else -1
+
+    def keep(self, name: str, rows: Tensor) -> None:
+        """Makes `rows` [A, …] part of every checkpoint, and sets them to what they were in the one resumed from.
+
+        Args:
+            name: by which they are found again.
+            rows: of this rank's agents; changed in place as long as the run goes on.
+        """
+        self._kept[name] = rows
+        if self._restored:
+            rows.copy_(torch.from_numpy(self._restored[name]))
+
+    def keep_optimiser(self, optimiser: Adam) -> None:
+        """`keep` for all that the learner's optimiser is."""
+        for name in ("first_moment", "second_moment", "steps"):
+            self.keep(f"ppo/{name}", getattr(optimiser, name))
+
+    def restored(self, prefix: str) -> dict[str, np.ndarray]:
+        """Arrays [A, …] of the checkpoint resumed from whose names begin with `prefix`, by the rest of the name."""
+        return {k.removeprefix(prefix): v for k, v in self._restored.items() if k.startswith(prefix)}
+
+    def boundary(self, updates: int, always: bool = False) -> None:
+        """A point where all that a run is can be written down: between two units, or in the middle of a collection.
+
+        All ranks meet here about every `checkpoint.boundary_seconds`, write a checkpoint if it is time, and stop if any
+        of them has been asked to. Rank 0 decides how many updates lie before the next meeting; what is learned does not
+        depend on it.
+
+        Args:
+            updates: done so far.
+            always: meet here in any case; all ranks say so alike.
+
+        Raises:
+            Unfinished: on all ranks alike.
+        """
+        if updates < self._due and not always:
+            return
+        faults.point("boundary")
+        if self._meet(updates, stop=self._stop.reason is not None):
+            raise Unfinished(self._stop.reason or "another rank")
+
+    def finish(self, updates: int) -> None:
+        """The last boundary of a run, with a checkpoint."""
+        self._meet(updates, write=True)
+
+    def evaluated(self, updates: int, mean_return: float | None) -> bool:
+        """The state now may be the best so far, of which a checkpoint is kept beside the newest.
+
+        Only rank 0 knows, and others need not wait to hear of it: they remember what they are until the next boundary.
+
+        Args:
+            updates: done so far.
+            mean_return: of the policies as they are, on rank 0; None elsewhere.
+
+        Returns:
+            Whether it is the best, on rank 0.
+        """
+        best = mean_return is not None and (self.best_return is None or mean_return > self.best_return)
+        if best:
+            self.best_return, self._best_updates = mean_return, updates
+        if best or self._rank:
+            self._candidates[updates] = self._snapshot(updates)
+        return best
+
+    def _meet(self, updates: int, stop: bool = False, write: bool = False) -> bool:
+        """All ranks agree on what is to be done and do it; returns whether to stop."""
+        self.reached = updates
+        self._exchange.barrier()  # rank 0 is here long before the others: what it measures begins when all are
+        wish = np.array([stop, write, 0, -1], np.int64)
+        if self._rank == 0:
+            wish[1] |= self._is_due(updates)
+            wish[2] = self._next_meeting(updates)
+            wish[3] = self._best_updates
+        stop, write, self._due, best = self._exchange.greatest(wish).tolist()
+        self._candidates = {best: self._candidates[best]} if best in self._candidates else {}
+        if stop or write:
+            if best < updates:
+                for snapshot in self._candidates.values():
+                    self._write(snapshot, best)
+            if updates > self._written[1]:  # in the middle of a collection it is what it was at the last boundary
+                self._write(self._snapshot(updates), best)
+            self._candidates = {}
+            self._written = time.monotonic(), updates
+        return bool(stop)
+
+    def _is_due(self, updates: int) -> bool:
+        settings = self._configuration.checkpoint
+        then, before = self._written
+        steps = self._configuration.steps_after(updates - max(before, 0))
+        return time.monotonic() - then >= 60 * settings.minutes or steps >= (settings.steps or math.inf)
+
+    def _next_meeting(self, updates: int) -> int:
+        """Number of updates done then, about `boundary_seconds` from now if the pace stays what it is."""
+        settings = self._configuration.checkpoint
+        now = time.monotonic()
+        then, before = self._met
+        pace = (now - then) / (updates - before) if updates > before else math.inf
+        if updates > before:
+            self._met = now, updates
+        distance = max(1, min(int(settings.boundary_seconds / pace) if pace else 1, 10**9))
+        if settings.steps:
+            distance = min(distance, -(-settings.steps // self._configuration.ppo.rollout_steps))
+        return updates + distance
+
+    def _snapshot(self, updates: int) -> _Snapshot:
+        arrays = {name: rows.numpy().copy() for name, rows in self._kept.items()} | self.more_arrays()
+        facts = {"best_return": self.best_return, **self.more_facts()} if self._rank == 0 else {}
+        return _Snapshot(updates, arrays, facts)
+
+    def _write(self, snapshot: _Snapshot, best: int) -> None:
+        """All ranks write their part; see `runs.checkpoint`."""
+        c = self._configuration
+        step = c.steps_after(snapshot.updates)
+        with self._clock("write"):
+            if self._rank == 0:
+                begin(self._folder, step)
+        self._exchange.barrier()
+        facts = np.zeros(5, np.uint64)
+        with self._clock("write"):
+            if self._layout.agents(self._rank):
+                size, digest = write_shard(partial_folder(self._folder, step), self._rank, snapshot.arrays)
+                facts[0], facts[1:] = size, np.frombuffer(digest, np.uint64)
+        facts = self._exchange.gather_report(facts)
+        if self._rank:
+            return
+        with self._clock("write"):
+            files = {
+                shard_name(rank): {
+                    "agents": list(self._layout.agents(rank)),
+                    "size": int(row[0]),
+                    "sha256": row[1:].tobytes().hex(),
+                }
+                for rank, row in enumerate(facts)
+                if self._layout.counts()[rank]
+            }
+            manifest = {
+                "step": step,
+                "updates": snapshot.updates,
+                "best_updates": best,
+                "best_step": c.steps_after(best) if best >= 0 else None,
+                "configuration_sha256": fixed_sha256(c.model_dump(mode="json")),
+                "layout": str(self._layout),
+                "versions": versions(),
+                **snapshot.facts,
+                "files": files,
+            }
+            publish(self._folder, step, manifest, c.checkpoint.keep)
