@@ -12,8 +12,6 @@ from dials_mpi.parallel.threads import one_thread
 
 one_thread(os.environ)
 
-import h5py  # noqa: E402
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -105,18 +103,6 @@ def mpirun() -> str:
 @pytest.fixture
 def command_line(tmp_path) -> CommandLine:
     return CommandLine(tmp_path)
-
-
-def assert_same_datasets(one: Path, other: Path) -> None:
-    """The influence datasets of two files, with all that they say of themselves."""
-    with h5py.File(one) as mine, h5py.File(other) as yours:
-        assert list(mine) == list(yours)
-        assert len(mine) >= 1
-        assert dict(mine.attrs) == dict(yours.attrs)
-        for round_ in mine:
-            assert dict(mine[round_].attrs) == dict(yours[round_].attrs)
-            for field in mine[round_]:
-                assert np.array_equal(mine[round_][field], yours[round_][field])
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:

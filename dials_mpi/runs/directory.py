@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dials_mpi.errors import UserError
+from dials_mpi.runs.files import replace_durably
 
 _PACKAGES = ("dials_mpi", "numpy", "torch", "mpi4py", "h5py", "pydantic", "eclipse-sumo", "libsumo", "traci")
 
@@ -24,18 +26,6 @@ class RunDirectory:
 
     def __init__(self, path: Path, configuration_yaml: str, facts: dict[str, Any]):
         self.path = path
-        try:
-            path.mkdir(parents=True)
-            self.influence.mkdir()
-            (path / "config.yaml").write_text(configuration_yaml, encoding="utf-8")
-        except FileExistsError:
-            raise UserError(
-                f"{path}: this run directory exists already; choose another --name, or move it away"
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"{error.filename or path}: cannot be written ({error.strerror}); choose another --runs folder"
-            ) from None
         self._facts = {
             "state": "running",
             "started": _now(),
@@ -45,7 +35,23 @@ class RunDirectory:
             "git_revision": git_revision(),
             **facts,
         }
-        self.update()
+        new = path.with_name(f"{path.name}.new")  # renamed when it is whole: a run that dies here leaves none behind
+        try:
+            if path.exists():
+                raise FileExistsError
+            shutil.rmtree(new, ignore_errors=True)
+            (new / self.influence.name).mkdir(parents=True)
+            (new / "config.yaml").write_text(configuration_yaml, encoding="utf-8")
+            _write_facts(new, self._facts)
+            new.rename(path)
+        except FileExistsError:
+            raise UserError(
+                f"{path}: this run directory exists already; choose another --name, or move it away"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or path}: cannot be written ({error.strerror}); choose another --runs folder"
+            ) from None
 
     @classmethod
     def reopen(cls, path: Path, configuration_yaml: str, step: int, facts: dict[str, Any]) -> "RunDirectory":
@@ -61,7 +67,7 @@ class RunDirectory:
             self.influence.mkdir(exist_ok=True)
             temporary = path / "config.yaml.tmp"
             temporary.write_text(configuration_yaml, encoding="utf-8")
-            temporary.replace(path / "config.yaml")
+            replace_durably(temporary, path / "config.yaml")
             (path / "STOP").unlink(missing_ok=True)
             for name in ("ended", "failure", "summary"):
                 self._facts.pop(name, None)
@@ -101,7 +107,7 @@ def record_failure(folder: Path, rank: int, message: str, details: str) -> Path:
 def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
     temporary = folder / f"run.json.{os.getpid()}.tmp"  # several ranks may fail at once
     temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / "run.json")
+    replace_durably(temporary, folder / "run.json")
 
 
 def versions() -> dict[str, str]:
