@@ -18,7 +18,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -51,24 +50,25 @@ _SMALL = [
 ]  # fmt: skip
 RUNS = {
     "warehouse": [
-        "--env=warehouse", "--steps=8000", "--set=predictor.interval=2000", "--set=policy.recurrent_size=32",
+        "--env=warehouse", "--steps=6000", "--set=predictor.interval=1600", "--set=policy.recurrent_size=32",
         "--set=predictor.recurrent_size=32", *_SMALL,
     ],
     "traffic": [
-        "--env=traffic", "--steps=4000", "--set=predictor.interval=1200", "--set=policy.recurrent_size=0",
+        "--env=traffic", "--steps=3000", "--set=predictor.interval=1200", "--set=policy.recurrent_size=0",
         "--set=predictor.recurrent_size=0", "--set=ppo.sequence_length=1", "--set=domain.horizon=50",
         "--set=domain.backend=traci", *_SMALL,
     ],
 }  # fmt: skip
 
+_BALLAST = "ballast"
 _OWNERS = (1, 2)
 POINTS = {
-    "boundary": ((0, *_OWNERS), 20),
-    "checkpoint/begin": (_OWNERS, 9),
-    "checkpoint/shard": (_OWNERS, 9),
-    "checkpoint/manifest": ((0,), 9),
-    "checkpoint/rename": ((0,), 9),
-    "checkpoint/removal": ((0,), 9),
+    "boundary": ((0, *_OWNERS), 18),
+    "checkpoint/begin": (_OWNERS, 8),
+    "checkpoint/shard": (_OWNERS, 8),
+    "checkpoint/manifest": ((0,), 8),
+    "checkpoint/rename": ((0,), 8),
+    "checkpoint/removal": ((0,), 8),
     "dataset/write": (_OWNERS, 8),
     "dataset/rename": (_OWNERS, 8),
 }
@@ -198,7 +198,7 @@ class Campaign:
             for rank in ranks:
                 self._at_point(point, rank, count)
         if os.geteuid() == 0:
-            self.faults["disk full, any time"] = self._disk_full
+            self._disk_full()
         self._live("directory read-only, any time", _read_only, undo=_writable)
         for part, pattern in (("a shard", "rank_*.npz"), ("the manifest", "manifest.json")):
             for how in ("cut", "bit flipped", "missing"):
@@ -229,7 +229,7 @@ class Campaign:
         if not (runs / "run").exists() or not newest_whole(runs / "run" / "checkpoints")[0]:
             shutil.rmtree(runs, ignore_errors=True)
             runs.mkdir(parents=True)
-            Job("warehouse", runs, "checkpoint/begin:6:KILL:1").wait()
+            Job("warehouse", runs, "checkpoint/begin:5:KILL:1").wait()
         return runs / "run"
 
     def try_one(self, fault: str, number: int) -> Trial:
@@ -255,8 +255,8 @@ class Campaign:
         strike: Callable[[Job], None],
         undo: Callable[[Path], None] = lambda runs: None,
         domain: str = "warehouse",
-    ) -> None:
-        """A fault that comes at a random time."""
+    ) -> Callable[[random.Random, Path], Trial]:
+        """Adds a fault that comes at a random time."""
 
         def trial(generator: random.Random, runs: Path) -> Trial:
             job = Job(domain, runs)
@@ -275,6 +275,7 @@ class Campaign:
             return self._after(Trial(name, 0), job, time.monotonic(), before, domain, runs, undo)
 
         self.faults[name] = trial
+        return trial
 
     def _at_point(self, point: str, rank: int, count: int) -> None:
         """SIGKILL of a rank inside a stage of writing."""
@@ -295,21 +296,19 @@ class Campaign:
 
         self.faults[name] = trial
 
-    def _disk_full(self, generator: random.Random, runs: Path) -> Trial:
-        with _small_disk(runs / "disk") as disk:
+    def _disk_full(self) -> None:
+        """The file system of the run has no byte left."""
+        name = "disk full, any time"
+        on_disk = self._live(name, _fill, undo=lambda runs: (runs / _BALLAST).unlink())
 
-            def fill(job: Job) -> None:
-                with contextlib.suppress(OSError), (disk / "ballast").open("wb") as file:
-                    while True:
-                        file.write(bytes(4096))
-                        file.flush()
+        def trial(generator: random.Random, runs: Path) -> Trial:
+            with _small_disk(runs / "disk") as disk:
+                result = on_disk(generator, disk)
+                if result.wrong:
+                    shutil.copytree(disk, runs / "copy")
+                return result
 
-            self._live("disk full, any time", fill, undo=lambda runs: (runs / "ballast").unlink())
-            trial, self.faults["disk full, any time"] = self.faults["disk full, any time"], self._disk_full
-            result = trial(generator, disk)
-            if result.wrong:
-                shutil.copytree(disk, runs / "copy")
-            return result
+        self.faults[name] = trial
 
     def _damage(self, name: str, pattern: str, how: str, goes_on: bool = False) -> None:
         """A file of a stopped run is damaged; the run goes on without it, or says which file to restore."""
@@ -389,6 +388,12 @@ class Campaign:
 def _kill_sumo(job: Job) -> None:
     children = [process for process in job.members() if _runs(process) and process.name() == "sumo"]
     random.choice(children).kill()
+
+
+def _fill(job: Job) -> None:
+    with contextlib.suppress(OSError), (job.log.parent / _BALLAST).open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 def _folders(runs: Path) -> list[Path]:
