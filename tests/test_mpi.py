@@ -4,6 +4,7 @@ mpirun -n 5 python -m pytest --with-mpi
 """
 
 import contextlib
+import json
 import shutil
 import tempfile
 import time
@@ -173,33 +174,38 @@ def test_layout_does_not_change_the_result(shared_folder, name):
             assert different_datasets(*(f / "influence" / f"agent_{agent:04d}.h5" for f in (reference, other))) == []
 
 
-@pytest.mark.parametrize("sizes", [(3, 3, 3), (5, 5, 5), (5, 1, 3)], ids=str)
-@pytest.mark.parametrize("name", ["dials", "gs", "traffic"])
-def test_a_stopped_run_goes_on_with_the_same_bytes(shared_folder, monkeypatch, name, sizes):
-    """Stopped twice, and each time resumed, on the same layout and on others."""
-    mode = name if name in MODES else "dials"
-    arguments = ["--agents=4", "--seed=5", f"--mode={mode}", *RUNS[name], "--set=checkpoint.boundary_seconds=0"]
+@pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (5, 5, 5, 5), (5, 1, 3, 5)], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("domain", ["warehouse", "traffic"])
+def test_a_stopped_run_goes_on_with_the_same_bytes(shared_folder, monkeypatch, domain, mode, sizes):
+    """Stopped three times, at different boundaries, and each time resumed, on the same layout and on others."""
+    settings = SMALL if domain == "warehouse" else SMALL_TRAFFIC
+    arguments = [f"--env={domain}", *settings, "--agents=4", "--seed=5", f"--mode={mode}"]
+    arguments.append("--set=checkpoint.boundary_seconds=0")
+    # Beside the boundaries between units there is one after every batch of a collection: two or four of them.
+    count = 1 if mode != "dials" else {"warehouse": 3, "traffic": 5}[domain]
     with sub_communicator(1) as comm:
         if comm is not None:
             whole = train(comm, shared_folder, "whole", *arguments)
-    count = {"dials": 3, "traffic": 5, "gs": 1}[name]
     if max(sizes) > WORLD.size:
         pytest.skip(f"needs {max(sizes)} ranks")
+    last = len(sizes) - 1
     for start, size in enumerate(sizes):
         with sub_communicator(size) as comm:
             if comm is not None:
                 faults._seen.clear()
-                if start < 2:
+                if start < last:
                     monkeypatch.setenv("DIALS_MPI_FAULT", f"boundary:{count}:USR1")
                 else:
                     monkeypatch.delenv("DIALS_MPI_FAULT")
                 more = ["--runs", str(shared_folder), "--name=parts", *arguments]
                 if start:
                     more = ["--resume", str(shared_folder / "parts")]
-                assert run(comm, cli.parser().parse_args(more)) == (75 if start < 2 else 0)
+                assert run(comm, cli.parser().parse_args(more)) == (75 if start < last else 0)
     if WORLD.rank:
         return
     parts = shared_folder / "parts"
+    assert len({session["step"] for session in json.loads((parts / "run.json").read_text())["resumed"]}) == last
     assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     with np.load(whole / "policies.npz") as mine, np.load(parts / "policies.npz") as yours:
         assert np.array_equal(mine["parameters"], yours["parameters"])
