@@ -32,7 +32,6 @@ _STATISTICS = "statistics/"
 class Segment:
     """A stretch of training, of whole units, between two points at which rank 0 needs the policies."""
 
-    index: int
     updates: range
     """Numbers of its PPO updates, counted from the start of the run."""
     round: int | None
@@ -72,12 +71,11 @@ def plan(configuration: Configuration, horizon: int) -> list[Segment]:
     starts = sorted({*range(0, total, evaluations), *range(0, total, retraining)})
     return [
         Segment(
-            index=index,
             updates=range(start, end),
             round=start // retraining if configuration.mode == "dials" and start % retraining == 0 else None,
             evaluates=end % evaluations == 0 or end == total,
         )
-        for index, (start, end) in enumerate(zip(starts, [*starts[1:], total], strict=True))
+        for start, end in zip(starts, [*starts[1:], total], strict=True)
     ]
 
 
