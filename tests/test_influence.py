@@ -13,7 +13,7 @@ from dials_mpi.config import NetworkSettings, PredictorSettings
 from dials_mpi.errors import UserError
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, episodes_and_batches
-from dials_mpi.influence.dataset import InfluenceDataset, drop_rounds, write_round
+from dials_mpi.influence.dataset import InfluenceDataset, drop_rounds, read_rounds, write_round
 from dials_mpi.influence.predictor import InfluencePredictor, train
 from dials_mpi.learning.policy import Policy
 from dials_mpi.runs.files import replace_durably
@@ -286,3 +286,27 @@ def _content(path):
     with h5py.File(path) as file:
         fields = {name: {key: field[()].tobytes() for key, field in group.items()} for name, group in file.items()}
         return numbers(file), {name: numbers(group) for name, group in file.items()}, fields
+
+
+def test_what_is_written_is_read_back(tmp_path, small_dataset):
+    path = tmp_path / "agent.h5"
+    predictor = np.random.default_rng(0).normal(size=7).astype(np.float32)
+    for round_ in range(2):
+        write_round(path, small_dataset, 1, round_, ATTRIBUTES | {"horizon": 6}, predictor if round_ else None)
+    first, second = read_rounds(path)
+    for read in (first, second):
+        for field, array in small_dataset.arrays().items():
+            assert np.array_equal(getattr(read, field), array[1])
+    assert [read.attributes["round"] for read in (first, second)] == [0, 1]
+    assert first.predictor is None
+    assert np.array_equal(second.predictor, predictor)
+
+
+def test_a_foreign_file_is_named(tmp_path):
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["data"] = [1, 2, 3]
+    (tmp_path / "text.h5").write_text("no HDF5 at all")
+    with pytest.raises(UserError, match=r"foreign\.h5: no influence dataset"):
+        list(read_rounds(tmp_path / "foreign.h5"))
+    with pytest.raises(UserError, match=r"text\.h5: damaged, or no influence dataset"):
+        list(read_rounds(tmp_path / "text.h5"))

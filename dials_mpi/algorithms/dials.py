@@ -47,7 +47,7 @@ def train(session: Session) -> None:
                     if session.agents:
                         before_after = train_predictor(predictor, dataset, c.dataset.test_fraction, permutations)
                         losses = np.stack(before_after, axis=1)
-                save_datasets(session, segment, dataset, losses)
+                save_datasets(session, segment, dataset, losses, predictor)
                 session.log_predictors(segment.round, segment.updates.start, losses)
             for number, updates in session.units(segment):
                 if learners:
@@ -82,7 +82,9 @@ def collect_datasets(session: Session, segment: Segment) -> InfluenceDataset:
     return dataset
 
 
-def save_datasets(session: Session, segment: Segment, dataset: InfluenceDataset, losses: np.ndarray) -> None:
+def save_datasets(
+    session: Session, segment: Segment, dataset: InfluenceDataset, losses: np.ndarray, predictor: InfluencePredictor
+) -> None:
     """Every owner adds the round to the HDF5 files of its agents; `losses` [A, 2], cross-entropy before and after."""
     c = session.configuration
     with session.clock("write"):
@@ -105,6 +107,7 @@ def save_datasets(session: Session, segment: Segment, dataset: InfluenceDataset,
                     "cross_entropy_before": before,
                     "cross_entropy_after": after,
                 },
+                predictor.network.parameters[row].numpy(),
                 keep=c.dataset.keep_rounds,
             )
 

@@ -3,8 +3,10 @@
 Imports neither torch nor MPI, so it serves on any machine.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,7 +19,9 @@ from dials_mpi.simulators.interface import Influence
 SCHEMA_VERSION = 1
 _CHECKSUMMED = ("v110", "v110")  # formats whose metadata has checksums; every HDF5 since 1.10 reads them
 
+_SCHEMA = "dials_mpi influence dataset"
 _AXES = {"history": "step, local state bit", "influence_sources": "step, influence source", "actions": "step"}
+_MORE_AXES = {"episode_starts": "episode", "predictor": "parameter"}
 
 
 @dataclass
@@ -84,7 +88,15 @@ def drop_rounds(path: Path, first: int) -> None:
         path.unlink()
 
 
-def write_round(path: Path, dataset: InfluenceDataset, row: int, round_: int, attributes: dict, keep: int = 0) -> None:
+def write_round(
+    path: Path,
+    dataset: InfluenceDataset,
+    row: int,
+    round_: int,
+    attributes: dict,
+    predictor: np.ndarray | None = None,
+    keep: int = 0,
+) -> None:
     """Adds one round of one agent to its file, which is whole before and after whatever happens meanwhile.
 
     The kept rounds are copied to a temporary file, the new one is added, the file is synced and renamed over the old.
@@ -95,6 +107,7 @@ def write_round(path: Path, dataset: InfluenceDataset, row: int, round_: int, at
         row: the agent's place in the block.
         round_: number of the round, from 0.
         attributes: what the group says of itself beside the schema: step, seed, cross-entropies and so on.
+        predictor: [P] float32, the parameters of the agent's AIP as trained on this dataset.
         keep: newest rounds to keep, this one included; 0: all.
     """
     name = f"round_{round_:04d}"
@@ -107,23 +120,64 @@ def write_round(path: Path, dataset: InfluenceDataset, row: int, round_: int, at
                     old.copy(group, file)
         file.attrs.update(
             {key: attributes[key] for key in ("domain", "agent", "n_agents", "seed")},
-            schema="dials_mpi influence dataset",
+            schema=_SCHEMA,
             schema_version=SCHEMA_VERSION,
         )
         faults.point("dataset/write")
         group = file.create_group(name)
         group.attrs.update(attributes, schema_version=SCHEMA_VERSION, round=round_)
         _, episodes, horizon, _ = dataset.history.shape
-        for field, axes in _AXES.items():
-            rows = getattr(dataset, field)[row]
-            rows = rows.reshape(episodes * horizon, *rows.shape[2:])
+        arrays = {field: getattr(dataset, field)[row] for field in _AXES}
+        arrays = {field: rows.reshape(episodes * horizon, *rows.shape[2:]) for field, rows in arrays.items()}
+        arrays["episode_starts"] = np.arange(episodes, dtype=np.int64) * horizon
+        if predictor is not None:
+            arrays["predictor"] = predictor
+        for field, values in arrays.items():
             stored = group.create_dataset(
-                field, data=rows, compression="gzip", compression_opts=1, shuffle=True, fletcher32=True
+                field, data=values, compression="gzip", compression_opts=1, shuffle=True, fletcher32=True
             )
-            stored.attrs["axes"] = axes
-        starts = group.create_dataset(
-            "episode_starts", data=np.arange(episodes, dtype=np.int64) * horizon, fletcher32=True
-        )
-        starts.attrs["axes"] = "episode"
+            stored.attrs["axes"] = (_AXES | _MORE_AXES)[field]
     faults.point("dataset/rename")
     replace_durably(temporary, path)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of one agent, read back."""
+
+    attributes: dict[str, Any]
+    """`round`, `step`, `agent`, `influence_classes`, `cross_entropy_before`, `cross_entropy_after` and so on."""
+    history: np.ndarray
+    """[E, T, D] uint8."""
+    influence_sources: np.ndarray
+    """[E, T, U] uint8."""
+    actions: np.ndarray
+    """[E, T] uint8."""
+    predictor: np.ndarray | None
+    """[P] float32, parameters of the AIP trained on it; None if the file does not say."""
+
+
+def read_rounds(path: Path) -> Iterator[Round]:
+    """The rounds of an agent's file, oldest first, one in memory at a time.
+
+    Raises:
+        UserError: the file is damaged, or is no influence dataset.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("schema") != _SCHEMA:
+                raise UserError(f"{path}: no influence dataset: its attribute `schema` does not say so")
+            if file.attrs["schema_version"] > SCHEMA_VERSION:
+                raise UserError(f"{path}: of a newer version of dials_mpi; read it with that one")
+            for name in sorted(file):
+                group = file[name]
+                attributes = dict(group.attrs)
+                shape = (len(group["episode_starts"]), attributes["horizon"])
+                arrays = {field: group[field][()] for field in _AXES}
+                yield Round(
+                    attributes=attributes,
+                    **{field: rows.reshape(*shape, *rows.shape[1:]) for field, rows in arrays.items()},
+                    predictor=group["predictor"][()] if "predictor" in group else None,
+                )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"{path}: damaged, or no influence dataset ({error})") from error
