@@ -48,6 +48,25 @@ class InfluencePredictor:
             head_gains=[(outputs, 0.01)],
         )
 
+    @classmethod
+    def from_parameters(
+        cls, parameters: np.ndarray, influence: Influence, settings: PredictorSettings
+    ) -> "InfluencePredictor":
+        """Predictors as they stand in datasets and checkpoints.
+
+        Args:
+            parameters: [A, P] float32, a row per agent.
+
+        Raises:
+            ValueError: parameters of other networks.
+        """
+        predictor = cls(range(len(parameters)), influence, settings, seed=0)
+        expected = tuple(predictor.network.parameters.shape)
+        if parameters.shape != expected:
+            raise ValueError(f"parameters of shape {parameters.shape}, but these settings make {expected}")
+        predictor.network.parameters.copy_(torch.from_numpy(np.asarray(parameters, np.float32)))
+        return predictor
+
     def initial_state(self, copies: int) -> Tensor | None:
         """The memory at the start of an episode."""
         return self.network.initial_state(copies)
@@ -66,6 +85,16 @@ class InfluencePredictor:
         draws = torch.from_numpy(noise.next())
         sources = draws < logits if self.bernoulli else (logits.view(draws.shape) + draws).argmax(dim=-1)
         return sources.to(torch.uint8).numpy(), state
+
+    @torch.no_grad()
+    def probabilities(self, history: np.ndarray) -> np.ndarray:
+        """Î_θ(u_t | l_t) at every step of whole episodes: history [A, E, T, D] uint8 → [A, E, T, U, C] float32."""
+        local_states = torch.from_numpy(history).float().transpose(1, 2)
+        logits = self.network.unroll(local_states, self.initial_state(local_states.shape[2])).transpose(1, 2)
+        if self.bernoulli:
+            ones = torch.sigmoid(logits)
+            return torch.stack([1 - ones, ones], dim=-1).numpy()
+        return torch.softmax(logits.unflatten(-1, (self._sources, self._classes)), dim=-1).numpy()
 
     def cross_entropy(self, local_states: Tensor, sources: Tensor) -> Tensor:
         """[A] mean cross-entropy per source and step, in nats (paper, section 3.2), with gradients.
