@@ -105,6 +105,26 @@ def command_line(tmp_path) -> CommandLine:
     return CommandLine(tmp_path)
 
 
+def without_packages(folder: Path, *names: str) -> str:
+    """A PYTHONPATH under which the packages cannot be imported."""
+    hidden = folder / "hidden"
+    hidden.mkdir(exist_ok=True)
+    for name in names:
+        (hidden / f"{name}.py").write_text(f"raise ImportError('{name} is not there')\n")
+    return os.pathsep.join([str(hidden), str(TESTS.parent)])
+
+
+def tool(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Runs `tools/NAME` as users do."""
+    return subprocess.run(
+        [sys.executable, str(TESTS.parent / "tools" / name), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
     """Returns when `condition()` holds; fails if `process` ends before, or takes longer than that."""
     end = time.monotonic() + seconds

@@ -61,6 +61,7 @@ RUNS = {
 }  # fmt: skip
 
 _BALLAST = "ballast"
+_RUN = Path("runs", "run")
 _OWNERS = (1, 2)
 POINTS = {
     "boundary": ((0, *_OWNERS), 18),
@@ -104,16 +105,17 @@ class Job:
 
     Args:
         domain: key of `RUNS`.
-        runs: folder of run directories.
+        folder: gets `log` and, in `runs`, the run directory `run`.
         fault: value of `DIALS_MPI_FAULT`, if one is wished for.
     """
 
-    def __init__(self, domain: str, runs: Path, fault: str = ""):
-        self.log = runs / "log"
+    def __init__(self, domain: str, folder: Path, fault: str = ""):
+        self.log = folder / "log"
+        self.runs = folder / "runs"
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [_mpirun(), "-n", str(RANKS), sys.executable, "-m", "dials_mpi", *RUNS[domain], "--resume=auto",
-                 "--name=run", f"--runs={runs}"],
+                 "--name=run", f"--runs={self.runs}"],
                 env={**os.environ, "DIALS_MPI_FAULT": fault}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 preexec_fn=_obey_file_permissions, start_new_session=True,
             )  # fmt: skip
@@ -211,68 +213,65 @@ class Campaign:
 
     def reference(self, domain: str) -> tuple[Path, float]:
         """The undisturbed run, made once, and how many seconds it took."""
-        runs = self.folder / f"reference_{domain}"
-        seconds = runs / "seconds"
+        folder = self.folder / f"reference_{domain}"
+        seconds = folder / "seconds"
         if not seconds.exists():
-            shutil.rmtree(runs, ignore_errors=True)
-            runs.mkdir(parents=True)
+            _empty(folder)
             begin = time.monotonic()
-            code = Job(domain, runs).wait()
+            code = Job(domain, folder).wait()
             if code:
-                sys.exit(f"fault_campaign: the undisturbed run failed with {code}; see {runs / 'log'}")
+                sys.exit(f"fault_campaign: the undisturbed run failed with {code}; see {folder / 'log'}")
             seconds.write_text(str(time.monotonic() - begin))
-        return runs / "run", float(seconds.read_text())
+        return folder / _RUN, float(seconds.read_text())
 
     def stopped(self) -> Path:
         """A run that was killed after several checkpoints and AIP trainings, made once; to be copied and damaged."""
-        runs = self.folder / "stopped"
-        if not (runs / "run").exists() or not newest_whole(runs / "run" / "checkpoints")[0]:
-            shutil.rmtree(runs, ignore_errors=True)
-            runs.mkdir(parents=True)
-            Job("warehouse", runs, "checkpoint/begin:5:KILL:1").wait()
-        return runs / "run"
+        folder = self.folder / "stopped"
+        if not newest_whole(folder / _RUN / "checkpoints")[0]:
+            _empty(folder)
+            Job("warehouse", folder, "checkpoint/begin:5:KILL:1").wait()
+        return folder / _RUN
 
     def try_one(self, fault: str, number: int) -> Trial:
         """One trial in a folder of its own, which is kept if the trial fails."""
         generator = random.Random(f"{self.seed} {fault} {number}")
         name = "".join(letter if letter.isalnum() else "_" for letter in fault)
         while True:
-            runs = self.folder / f"{name}_{number}"
-            shutil.rmtree(runs, ignore_errors=True)
-            runs.mkdir(parents=True)
+            folder = self.folder / f"{name}_{number}"
+            _empty(folder)
             try:
-                trial = self.faults[fault](generator, runs)
+                trial = self.faults[fault](generator, folder)
             except MissedError:
                 continue
             trial.number = number
             if not trial.wrong:
-                shutil.rmtree(runs, ignore_errors=True)
+                shutil.rmtree(folder)
             return trial
 
     def _live(
         self,
         name: str,
         strike: Callable[[Job], None],
-        undo: Callable[[Path], None] = lambda runs: None,
+        undo: Callable[[Path], None] = lambda folder: None,
         domain: str = "warehouse",
     ) -> Callable[[random.Random, Path], Trial]:
         """Adds a fault that comes at a random time."""
 
-        def trial(generator: random.Random, runs: Path) -> Trial:
-            job = Job(domain, runs)
+        def trial(generator: random.Random, folder: Path) -> Trial:
+            job = Job(domain, folder)
             end = time.monotonic() + generator.uniform(0.5, 0.95 * self.reference(domain)[1])
             while time.monotonic() < end or len(job.ranks()) < RANKS:
                 if job.process.poll() is not None:
                     raise MissedError
                 time.sleep(0.05)
-            before = newest_whole(runs / "run" / "checkpoints")[0]
+            before = newest_whole(folder / _RUN / "checkpoints")[0]
             try:
                 strike(job)
-            except (KeyError, IndexError, psutil.Error):
+            except (LookupError, FileNotFoundError, psutil.Error):  # there is nothing yet that it could strike
                 job.process.terminate()
                 job.end(time.monotonic())
                 raise MissedError from None
-            return self._after(Trial(name, 0), job, time.monotonic(), before, domain, runs, undo)
+            return self._after(Trial(name, 0), job, time.monotonic(), before, domain, folder, undo)
 
         self.faults[name] = trial
         return trial
@@ -281,31 +280,28 @@ class Campaign:
         """SIGKILL of a rank inside a stage of writing."""
         name = f"SIGKILL of rank {rank} at {point}"
 
-        def trial(generator: random.Random, runs: Path) -> Trial:
-            job = Job("warehouse", runs, f"{point}:{generator.randint(1, count)}:KILL:{rank}")
+        def trial(generator: random.Random, folder: Path) -> Trial:
+            job = Job("warehouse", folder, f"{point}:{generator.randint(1, count)}:KILL:{rank}")
             while len(ranks := job.ranks()) < RANKS:
                 time.sleep(0.02)
             before = None
             while _runs(ranks[rank]):
-                before = next(iter(all_checkpoints(runs / "run" / "checkpoints")), None)
+                before = next(iter(all_checkpoints(folder / _RUN / "checkpoints")), None)
                 time.sleep(0.005)
-            if "results in" in job.log.read_text():
-                job.wait()
-                raise MissedError
-            return self._after(Trial(name, 0), job, time.monotonic(), before, "warehouse", runs)
+            return self._after(Trial(name, 0), job, time.monotonic(), before, "warehouse", folder)
 
         self.faults[name] = trial
 
     def _disk_full(self) -> None:
         """The file system of the run has no byte left."""
         name = "disk full, any time"
-        on_disk = self._live(name, _fill, undo=lambda runs: (runs / _BALLAST).unlink())
+        on_disk = self._live(name, _fill, undo=lambda folder: (folder / "runs" / _BALLAST).unlink())
 
-        def trial(generator: random.Random, runs: Path) -> Trial:
-            with _small_disk(runs / "disk") as disk:
-                result = on_disk(generator, disk)
+        def trial(generator: random.Random, folder: Path) -> Trial:
+            with _small_disk(folder / "runs") as disk:
+                result = on_disk(generator, folder)
                 if result.wrong:
-                    shutil.copytree(disk, runs / "copy")
+                    shutil.copytree(disk, folder / "copy")
                 return result
 
         self.faults[name] = trial
@@ -313,11 +309,11 @@ class Campaign:
     def _damage(self, name: str, pattern: str, how: str, goes_on: bool = False) -> None:
         """A file of a stopped run is damaged; the run goes on without it, or says which file to restore."""
 
-        def trial(generator: random.Random, runs: Path) -> Trial:
+        def trial(generator: random.Random, folder: Path) -> Trial:
             source = self.stopped()
-            shutil.copytree(source, runs / "run")
-            newest = all_checkpoints(runs / "run" / "checkpoints")[0]
-            file = generator.choice(sorted((runs / "run").glob(pattern.replace("NEWEST", newest.name))))
+            shutil.copytree(source, folder / _RUN)
+            newest = all_checkpoints(folder / _RUN / "checkpoints")[0]
+            file = generator.choice(sorted((folder / _RUN).glob(pattern.replace("NEWEST", newest.name))))
             content = file.read_bytes()
             if how == "missing":
                 file.unlink()
@@ -330,16 +326,18 @@ class Campaign:
                 changed[generator.randrange(known["size"])] ^= 1 << generator.randrange(8)
                 file.write_bytes(changed)
             result = Trial(name, 0)
-            code = Job("warehouse", runs).wait()
-            lines = (runs / "log").read_text().splitlines()
+            code = Job("warehouse", folder).wait()
+            lines = (folder / "log").read_text().splitlines()
             result.named = next((line for line in lines if line.startswith("dials_mpi:") and file.name in line), "")
             if code and not goes_on:
                 if not result.named:
                     result.wrong = f"exit code {code} and no line that names {file.name}"
                     return result
                 file.write_bytes(content)  # as somebody would who has read the line
-                code = Job("warehouse", runs).wait()
-            return self._compare(result, code, "warehouse", runs, newest if not goes_on else None, read_metrics(source))
+                code = Job("warehouse", folder).wait()
+            return self._compare(
+                result, code, "warehouse", folder, newest if not goes_on else None, read_metrics(source)
+            )
 
         self.faults[name] = trial
 
@@ -350,30 +348,32 @@ class Campaign:
         fault_at: float,
         before: Path | None,
         domain: str,
-        runs: Path,
-        undo: Callable[[Path], None] = lambda runs: None,
+        folder: Path,
+        undo: Callable[[Path], None] = lambda folder: None,
     ) -> Trial:
         """Waits for the end of the job that was struck, resumes it, and judges."""
         trial.over_after, trial.left_over = job.end(fault_at)
-        lines = (runs / "log").read_text().splitlines()
+        lines = job.log.read_text().splitlines()
+        if any(line.startswith("results in") for line in lines):
+            raise MissedError
         trial.named = next((line for line in lines if line.startswith("dials_mpi:")), "")
-        undo(runs)
-        run = runs / "run"
+        undo(folder)
+        run = folder / _RUN
         records = read_metrics(run) if (run / "metrics.jsonl").exists() else []
-        return self._compare(trial, Job(domain, runs).wait(), domain, runs, before, records)
+        return self._compare(trial, Job(domain, folder).wait(), domain, folder, before, records)
 
     def _compare(
-        self, trial: Trial, code: int, domain: str, runs: Path, before: Path | None, records: list[dict]
+        self, trial: Trial, code: int, domain: str, folder: Path, before: Path | None, records: list[dict]
     ) -> Trial:
         wrong = []
         if code:
             wrong.append(f"resuming ended with exit code {code}")
         else:
-            facts = json.loads((runs / "run" / "run.json").read_text())
+            facts = json.loads((folder / _RUN / "run.json").read_text())
             gone_on_from = facts["resumed"][-1]["step"] if "resumed" in facts else 0
             trial.steps_lost = max(0, records[-1]["step"] - gone_on_from) if records else 0
             trial.checkpoint_lost = before is not None and gone_on_from < int(before.name.removeprefix("step_"))
-            wrong += differences(self.reference(domain)[0], runs / "run")
+            wrong += differences(self.reference(domain)[0], folder / _RUN)
         if trial.left_over:
             wrong.append(f"{trial.left_over} processes left over after {OVER_WITHIN:g} s")
         if trial.checkpoint_lost:
@@ -391,23 +391,28 @@ def _kill_sumo(job: Job) -> None:
 
 
 def _fill(job: Job) -> None:
-    with contextlib.suppress(OSError), (job.log.parent / _BALLAST).open("wb", buffering=0) as file:
+    with contextlib.suppress(OSError), (job.runs / _BALLAST).open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
 
 
-def _folders(runs: Path) -> list[Path]:
-    return [runs / "run", *(path for path in (runs / "run").rglob("*") if path.is_dir())]
+def _folders(run: Path) -> list[Path]:
+    return [run, *(path for path in run.rglob("*") if path.is_dir())]
 
 
 def _read_only(job: Job) -> None:
-    for folder in _folders(job.log.parent):
-        folder.chmod(0o555)
+    for part in _folders(job.runs / "run"):
+        part.chmod(0o555)
 
 
-def _writable(runs: Path) -> None:
-    for folder in _folders(runs):
-        folder.chmod(0o755)
+def _writable(folder: Path) -> None:
+    for part in _folders(folder / _RUN):
+        part.chmod(0o755)
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 @contextlib.contextmanager
@@ -430,7 +435,7 @@ def table(trials: list[Trial]) -> str:
         mine = [trial for trial in trials if trial.fault == fault]
         over = [trial.over_after for trial in mine if trial.over_after is not None]
         lines.append(
-            f"| {fault} | {len(mine)} | {f'{max(over):.1f} s' if over else 'not running'} | "
+            f"| {fault} | {len(mine)} | {f'{max(over):.1f} s' if over else '–'} | "
             f"{max(trial.steps_lost for trial in mine)} | {sum(bool(trial.named) for trial in mine)} | "
             f"{sum(not trial.wrong for trial in mine)} |"
         )

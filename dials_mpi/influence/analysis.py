@@ -17,7 +17,10 @@ def indicators(sources: np.ndarray, classes: int) -> np.ndarray:
 
 def marginals(sources: np.ndarray, classes: int) -> np.ndarray:
     """[U, C] share of each class of each source, over sources [E, T, U]."""
-    return indicators(sources, classes).mean(axis=(0, 1), dtype=np.float64)
+    n_sources = sources.shape[-1]
+    numbered = sources.reshape(-1, n_sources) + classes * np.arange(n_sources)
+    counts = np.bincount(numbered.ravel(), minlength=n_sources * classes).reshape(n_sources, classes)
+    return counts / len(numbered)
 
 
 def entropy(distributions: np.ndarray) -> np.ndarray:
@@ -63,10 +66,15 @@ def autocorrelation(sources: np.ndarray, classes: int, lags: int) -> np.ndarray:
         sources: [E, T, U] uint8, T > lags.
     """
     centred = indicators(sources, classes)
-    centred -= centred.mean(axis=(0, 1))
-    variance = (centred**2).mean(axis=(0, 1)).sum(axis=-1)
-    products = [(centred[:, :-lag] * centred[:, lag:]).mean(axis=(0, 1)).sum(axis=-1) for lag in range(1, lags + 1)]
-    return np.stack(products, axis=-1) / np.where(variance > 0, variance, np.inf)[:, None]
+    centred -= marginals(sources, classes).astype(np.float32)
+
+    def covariance(lag: int) -> np.ndarray:
+        one, other = centred[:, : centred.shape[1] - lag], centred[:, lag:]
+        return np.einsum("etuc,etuc->u", one, other) / (one.shape[0] * one.shape[1])
+
+    variance = covariance(0)
+    result = np.stack([covariance(lag) for lag in range(1, lags + 1)], axis=-1)
+    return result / np.where(variance > 0, variance, np.inf)[:, None]
 
 
 def total_variation(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -67,12 +67,10 @@ def drop_rounds(path: Path, first: int) -> None:
         return
     temporary = path.with_suffix(".h5.tmp")
     try:
+        _read_through(path, first)
+        # Opened anew: HDF5 2.0 writes where it must not when it copies a dataset that is open and has been read.
         with h5py.File(path, "r") as old:
-            kept = [name for name in sorted(old) if int(name.removeprefix("round_")) < first]
-            for item in [old, *(old[name] for name in kept)]:
-                dict(item.attrs)
-            for item in [old[name][field] for name in kept for field in old[name]]:
-                item[()], dict(item.attrs)
+            kept = [name for name in sorted(old) if _number(name) < first]
             if len(kept) == len(old):
                 return
             with h5py.File(temporary, "w", libver=_CHECKSUMMED) as file:
@@ -86,6 +84,22 @@ def drop_rounds(path: Path, first: int) -> None:
     else:
         temporary.unlink()
         path.unlink()
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("round_"))
+
+
+def _read_through(path: Path, first: int) -> None:
+    """Every number of the rounds before `first`, for HDF5 to check."""
+    with h5py.File(path, "r") as file:
+        dict(file.attrs)
+        for name in file:
+            if _number(name) < first:
+                dict(file[name].attrs)
+                for field in file[name]:
+                    dict(file[name][field].attrs)
+                    file[name][field][()]
 
 
 def write_round(

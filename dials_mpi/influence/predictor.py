@@ -27,10 +27,10 @@ class InfluencePredictor:
         agents: agent ids, whose streams initialise the parameters.
         influence: sizes, from the domain.
         settings: the `predictor:` section of the configuration.
-        seed: the run's seed.
+        seed: the run's seed; None: all parameters are zero.
     """
 
-    def __init__(self, agents: Sequence[int], influence: Influence, settings: PredictorSettings, seed: int):
+    def __init__(self, agents: Sequence[int], influence: Influence, settings: PredictorSettings, seed: int | None):
         self._sources, self._classes, local_state_size = influence
         self.settings = settings
         # A single binary source is a categorical over two classes: with one output column the matrix library takes
@@ -43,7 +43,7 @@ class InfluencePredictor:
             settings.hidden_sizes,
             outputs,
             settings.activation,
-            [torch_seed(seed, "predictor/initialise", agent) for agent in agents],
+            [None if seed is None else torch_seed(seed, "predictor/initialise", agent) for agent in agents],
             # Nearly zero logits: an untrained predictor knows nothing and says so, cross-entropy ln C.
             head_gains=[(outputs, 0.01)],
         )
@@ -60,7 +60,7 @@ class InfluencePredictor:
         Raises:
             ValueError: parameters of other networks.
         """
-        predictor = cls(range(len(parameters)), influence, settings, seed=0)
+        predictor = cls(range(len(parameters)), influence, settings, seed=None)
         expected = tuple(predictor.network.parameters.shape)
         if parameters.shape != expected:
             raise ValueError(f"parameters of shape {parameters.shape}, but these settings make {expected}")

@@ -31,7 +31,8 @@ class StackedNetwork:
         hidden_sizes: widths of the fully connected layers between GRU (or input) and head.
         output_size: width of the head.
         activation: `tanh` or `relu`, after each hidden layer.
-        seeds: one integer per agent; an agent's initial parameters depend on its own seed alone.
+        seeds: one integer per agent; an agent's initial parameters depend on its own seed alone. With None for one
+            they are zero.
         head_gains: (width, gain) pairs: parts of the head and the gains of their initial weights. Default: one part
             with gain 1.
     """
@@ -43,7 +44,7 @@ class StackedNetwork:
         hidden_sizes: Sequence[int],
         output_size: int,
         activation: str,
-        seeds: Sequence[int],
+        seeds: Sequence[int | None],
         head_gains: Sequence[tuple[int, float]] | None = None,
     ):
         self.n_agents = len(seeds)
@@ -124,10 +125,12 @@ class StackedNetwork:
         }
 
     @torch.no_grad()
-    def _initialise(self, seeds: Sequence[int], head_gains: Sequence[tuple[int, float]]) -> None:
+    def _initialise(self, seeds: Sequence[int | None], head_gains: Sequence[tuple[int, float]]) -> None:
         """Orthogonal weights, zero biases."""
         hidden_gain = torch.nn.init.calculate_gain("relu" if self._activation is torch.relu else "tanh")
         for agent, seed in enumerate(seeds):
+            if seed is None:
+                continue
             generator = torch.Generator().manual_seed(seed)
 
             def orthogonal(weight, gain, generator=generator):
