@@ -1,0 +1,90 @@
+"""tools/influence.py on real runs."""
+
+import csv
+import shutil
+
+import pytest
+from conftest import SMALL, SMALL_TRAFFIC, CommandLine, tool, without_packages
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """`warehouse` and `traffic`, two rounds each, and `gs`, which has none."""
+    folder = tmp_path_factory.mktemp("influence")
+    command_line = CommandLine(folder)
+    for arguments in (
+        ["--name=warehouse", "--env=warehouse", *SMALL],
+        ["--name=traffic", "--env=traffic", *SMALL_TRAFFIC],
+        ["--name=gs", "--env=warehouse", "--mode=gs", *SMALL, "--steps=400"],
+    ):
+        result = command_line(*arguments)
+        assert result.returncode == 0, result.stderr
+    return folder / "runs"
+
+
+def rows(file):
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("domain", ["warehouse", "traffic"])
+def test_table_heat_map_and_csv(runs, tmp_path, domain):
+    result = tool("influence.py", runs / domain, "--csv", tmp_path / "csv", "--figure", tmp_path / "map.png")
+    assert result.returncode == 0, result.stderr
+    agents = rows(tmp_path / "csv" / "agents.csv")
+    assert [(row["agent"], row["round"]) for row in agents] == [(str(a), str(r)) for a in range(4) for r in range(2)]
+    assert all((row["ξ"] == "") == (row["round"] == "0") for row in agents), "nothing to compare the first round with"
+    assert all(0 <= float(row["ξ"]) <= 2 for row in agents if row["ξ"])
+    for row in agents:
+        assert float(row["gain"]) == pytest.approx(float(row["entropy"]) - float(row["after"]), abs=1e-4)
+    sources = rows(tmp_path / "csv" / "sources.csv")
+    assert len(sources) == 4 * 2 * 4
+    for row in sources:
+        assert sum(float(value) for key, value in row.items() if key.startswith("share_")) == pytest.approx(1, abs=1e-4)
+    assert "Lemma 2" in result.stdout
+    assert "Theorem 1" in result.stdout
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_torch_and_mpi_only_the_predictors_distance_is_missing(runs, tmp_path):
+    path = without_packages(tmp_path, "torch", "mpi4py")
+    result = tool("influence.py", runs / "warehouse", "--figure", tmp_path / "map.png", PYTHONPATH=path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "influence: ξ is left out: torch is not there\n"
+    assert "Lemma 2" not in result.stdout
+
+
+def test_a_damaged_file_is_named_and_the_rest_analysed(runs, tmp_path):
+    run = tmp_path / "damaged"
+    shutil.copytree(runs / "warehouse", run)
+    (run / "influence" / "agent_0002.h5").write_bytes(b"no HDF5")
+    result = tool("influence.py", run, "--csv", tmp_path)
+    assert result.returncode == 0
+    assert result.stderr.count("\n") == 1
+    assert "left out: " in result.stderr
+    assert "agent_0002.h5: damaged, or no influence dataset" in result.stderr
+    assert {row["agent"] for row in rows(tmp_path / "agents.csv")} == {"0", "1", "3"}
+
+
+def test_what_cannot_be_analysed_is_one_line(runs, tmp_path):
+    for path, message in (
+        (tmp_path, f"influence: {tmp_path} is no run directory: it has no config.yaml\n"),
+        (runs / "gs", f"influence: {runs / 'gs'}: no influence datasets yet (mode gs; only dials collects them)\n"),
+    ):
+        result = tool("influence.py", path)
+        assert result.returncode == 2
+        assert result.stderr == message
+
+
+def test_a_dataset_opens_in_plain_h5dump(runs):
+    """HDF5's own tool, where it is installed, and h5py without this package read the files."""
+    h5dump = shutil.which("h5dump")
+    if h5dump is None:
+        pytest.skip("no h5dump on this machine")
+    import subprocess
+
+    result = subprocess.run(
+        [h5dump, "-A", str(runs / "warehouse" / "influence" / "agent_0000.h5")], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert 'GROUP "round_0001"' in result.stdout
