@@ -10,7 +10,7 @@ import yaml
 from dials_mpi.algorithms.session import plan, updates_per_unit
 from dials_mpi.config import load_yaml, parse_override, resolve
 from dials_mpi.errors import UserError
-from dials_mpi.parallel.launcher import check_size, launched_rank
+from dials_mpi.parallel.launcher import check_size, launched_rank, launched_size
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel, logistic, uniform
@@ -213,6 +213,8 @@ def test_launched_rank():
     assert launched_rank({}) == 0
     assert launched_rank({"OMPI_COMM_WORLD_RANK": "3"}) == 3
     assert launched_rank({"PMI_RANK": "2", "SLURM_PROCID": "0"}) == 2
+    assert launched_size({}) == 1
+    assert launched_size({"PMI_SIZE": "2", "SLURM_STEP_NUM_TASKS": "1"}) == 2
 
 
 @pytest.mark.parametrize("mode", ["dials", "gs"])
