@@ -29,7 +29,17 @@ setup(
         "mpi": ["mpich>=4.2"],  # an MPI library and mpirun for machines that have none
         "traffic": ["eclipse-sumo>=1.20", "libsumo>=1.20", "traci>=1.20", "sumolib>=1.20"],  # all of one version
         "envs": ["gymnasium>=1.0", "pettingzoo>=1.24"],
-        "tests": ["pytest>=7.4", "pytest-mpi>=0.6", "psutil>=5.9", "ruff>=0.6"],
+        "tests": [
+            "pytest>=7.4",
+            "pytest-mpi>=0.6",
+            "psutil>=5.9",
+            "ruff>=0.6",
+            "onnx>=1.15",
+            "onnxruntime>=1.17",
+            "tensorboard>=2.14",
+        ],
         "plots": ["matplotlib>=3.7"],
+        "export": ["onnx>=1.15"],  # tools/export_policy.py --format onnx; TorchScript needs nothing
+        "tensorboard": ["tensorboard>=2.14"],  # log.tensorboard
     },
 )

@@ -10,13 +10,18 @@ one_thread(os.environ)  # before numpy and torch are imported
 
 from dials_mpi import cli  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
+from dials_mpi.evaluate import evaluate  # noqa: E402
 from dials_mpi.run import run  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the program with the arguments of a command line; returns the exit code, the same on every rank."""
-    arguments = cli.parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    evaluates = argv[:1] == ["evaluate"]
+    arguments = cli.evaluation_parser().parse_args(argv[1:]) if evaluates else cli.parser().parse_args(argv)
     try:
+        if evaluates:
+            return evaluate(arguments)
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:

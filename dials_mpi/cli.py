@@ -30,11 +30,30 @@ examples:
   python -m dials_mpi --env warehouse --set ppo.learning_rate=1e-3 --set evaluation.episodes=100
   python -m dials_mpi --env my_package.my_module:MyDomain --agents 9
   mpirun -n 5 python -m dials_mpi --resume runs/NAME            goes on where runs/NAME was stopped
+  python -m dials_mpi evaluate runs/NAME                        what its policies earn; see evaluate --help
 
 A run writes runs/NAME/: config.yaml (every setting), run.json, metrics.jsonl, timing.jsonl, policies.npz,
 influence/agent_*.h5 and checkpoints/. SIGTERM, SIGUSR1, Ctrl-C, --max-hours or a file runs/NAME/STOP stop it with a
 checkpoint within about checkpoint.boundary_seconds; a second Ctrl-C at once.
 Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped before the end: resume it."""
+
+
+_EVALUATE_DESCRIPTION = """\
+Play the policies of a run on the global simulator again, on new episodes, beside the domain's hand-coded controllers:
+mean return over agents, its standard error over episodes, and the lowest and highest agent. The run is only read."""
+
+_EVALUATE_EPILOG = """\
+With --agents the policies are placed on a grid of another size. A corner takes the policy of the same corner, an edge
+that of the same edge, an inner place that of an inner one; among these the one in the same relative position. A run
+whose grid has no inner rows or columns (2×2) lends the policies of the nearer side. Domains without a grid count as one
+row. Every agent keeps a memory of its own, whoever's policy it acts by.
+
+examples:
+  python -m dials_mpi evaluate runs/NAME --episodes 400
+  python -m dials_mpi evaluate runs/NAME --best --agents 100 --out transfer.json
+  python -m dials_mpi evaluate runs/NAME --checkpoint 400000 --set domain.item_probability=0.05
+
+Exit codes: 0 done, 2 bad input."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,7 +65,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """One line, from one of the ranks."""
         if launched_rank() == 0:
-            print(f"dials_mpi: {message} (see python -m dials_mpi --help)", file=sys.stderr)
+            print(f"dials_mpi: {message} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(EXIT_USAGE)
 
 
@@ -93,6 +112,42 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print configuration, layout, memory and time estimate; train nothing"
     )
     p.add_argument("--version", action="version", version=f"dials_mpi {__version__}")
+    return p
+
+
+def evaluation_parser() -> argparse.ArgumentParser:
+    """Of `python -m dials_mpi evaluate`."""
+    p = _Parser(
+        prog="python -m dials_mpi evaluate",
+        description=_EVALUATE_DESCRIPTION,
+        epilog=_EVALUATE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--best", action="store_true", help="policies of the best evaluation, instead of the last")
+    which.add_argument(
+        "--checkpoint", type=at_least(0), metavar="STEP", help="policies of the checkpoint of that training step"
+    )
+    p.add_argument("--episodes", type=at_least(2), metavar="N", help="episodes of each (default: as the run evaluated)")
+    p.add_argument(
+        "--seed",
+        type=at_least(0),
+        metavar="N",
+        help="of the episodes (default: the run's + 1; the run's own repeats those that chose the best policies)",
+    )
+    p.add_argument("--agents", type=at_least(1), metavar="N", help="size of another system, see below")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="domain.KEY=VALUE",
+        dest="overrides",
+        help="another setting of the domain; can be repeated",
+    )
+    p.add_argument("--no-references", action="store_true", help="leave the hand-coded controllers out")
+    p.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON, too")
     return p
 
 

@@ -115,7 +115,11 @@ class CheckpointSettings(Settings):
     )
 
 
-MAY_CHANGE = ("steps", "evaluation", "checkpoint")
+class LogSettings(Settings):
+    tensorboard: bool = Field(False, description="event files for TensorBoard beside metrics.jsonl")
+
+
+MAY_CHANGE = ("steps", "evaluation", "checkpoint", "log")
 """What a resumed run may do differently from the run it goes on with."""
 
 
@@ -132,6 +136,7 @@ class Configuration(Settings):
     ppo: PPOSettings = PPOSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
 
     def steps_after(self, updates: int) -> int:
         """Training steps per agent after that many PPO updates."""

@@ -19,6 +19,7 @@ from dials_mpi.runs.clock import Clock, format_summary
 from dials_mpi.runs.directory import RunDirectory, record_failure
 from dials_mpi.runs.metrics import cut_back
 from dials_mpi.runs.stopping import StopFlag, Unfinished
+from dials_mpi.runs.tensorboard import check_installed
 from dials_mpi.simulators.conformance import check_domain, check_start
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import BUILT_IN, make_domain
@@ -72,8 +73,8 @@ def _work(
 
         import torch
 
-        from dials_mpi.algorithms import BY_MODE
         from dials_mpi.algorithms.checkpointing import Resumed
+        from dials_mpi.algorithms.modes import BY_MODE
         from dials_mpi.algorithms.session import Record, Session
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -242,6 +243,8 @@ def _newest_checkpoint(path: Path, stored: dict) -> tuple[str | None, dict]:
 
 def _check_together(configuration: Configuration, domain: Domain) -> None:
     """What neither the configuration nor the domain can see alone."""
+    if configuration.log.tensorboard:
+        check_installed()
     if configuration.mode == "gs":
         return
     if domain.influence is None:

@@ -125,6 +125,15 @@ def tool(name: str, *arguments: object, **environment: str) -> subprocess.Comple
     )
 
 
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Path:
+    """A finished run of four warehouse robots with memory, logged for TensorBoard; tests only read it."""
+    command_line = CommandLine(tmp_path_factory.mktemp("small"))
+    result = command_line("--env=warehouse", "--name=run", "--seed=3", "--set=log.tensorboard=true", *SMALL)
+    assert result.returncode == 0, result.stderr
+    return command_line.folder / "runs" / "run"
+
+
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
     """Returns when `condition()` holds; fails if `process` ends before, or takes longer than that."""
     end = time.monotonic() + seconds

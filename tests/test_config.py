@@ -10,7 +10,7 @@ import yaml
 from dials_mpi.algorithms.session import plan, updates_per_unit
 from dials_mpi.config import load_yaml, parse_override, resolve
 from dials_mpi.errors import UserError
-from dials_mpi.parallel.launcher import check_size, launched_rank
+from dials_mpi.parallel.launcher import check_size, launched_rank, launched_size
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel, logistic, uniform
@@ -213,6 +213,8 @@ def test_launched_rank():
     assert launched_rank({}) == 0
     assert launched_rank({"OMPI_COMM_WORLD_RANK": "3"}) == 3
     assert launched_rank({"PMI_RANK": "2", "SLURM_PROCID": "0"}) == 2
+    assert launched_size({}) == 1
+    assert launched_size({"PMI_SIZE": "2", "SLURM_STEP_NUM_TASKS": "1"}) == 2
 
 
 @pytest.mark.parametrize("mode", ["dials", "gs"])
@@ -273,3 +275,33 @@ def test_noise_of_a_stream_depends_on_nothing_else(draw):
     assert np.array_equal(alone[:, 0], among_many[:, 7])
     assert np.isfinite(alone).all()
     assert len(np.unique(alone)) > 2900
+
+
+@pytest.mark.parametrize("agents", [1, 4])
+@pytest.mark.parametrize("env", ["warehouse", "traffic"])
+def test_names_of_observations_and_actions_are_those_of_the_bits(env, agents):
+    c = resolve([("test", {"env": env})], agents)
+    domain = make_domain(env, agents, c.domain)
+    check_domain(domain)
+    with domain.global_simulator(1) as simulator:
+        simulator.seed([stream(0, "evaluate/simulator")])
+        observation = simulator.reset()[-1, 0]
+    seen = {name for name, bit in zip(domain.observation_names, observation, strict=True) if bit}
+    if env == "warehouse":
+        assert {name for name in seen if name.startswith("robot")} == {"robot_row2_column2"}, "in the centre"
+        assert domain.observation_names[25:29] == (
+            "item_row0_column1", "item_row0_column2", "item_row0_column3", "item_row4_column1",
+        )  # fmt: skip
+    else:
+        assert seen == {"green_north_south"}, "roads are empty"
+        assert domain.observation_names[9] == "east_lane0_cell0"
+
+
+def test_a_domain_that_does_not_name_its_observations_has_numbers():
+    domain = make_domain("ring:Ring", 3, domain_class("ring:Ring").Settings())
+    assert domain.observation_names == ["observation_0", "observation_1"]
+    assert domain.action_names == ["action_0", "action_1"]
+    assert domain.grid_shape == (1, 3)
+    domain.action_names = ["still", "still"]
+    with pytest.raises(UserError, match="domain ring: action_names is not 2 different names"):
+        check_domain(domain)

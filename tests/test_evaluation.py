@@ -1,13 +1,23 @@
-"""Policies that come back from a run directory."""
+"""Policies that come back from a run directory, and what they earn there and elsewhere."""
+
+import hashlib
+import json
+import shutil
 
 import numpy as np
 import pytest
+from conftest import CommandLine
+from test_command_line import one_line
 
-from dials_mpi.algorithms.evaluation import load_player
+from dials_mpi.__main__ import main
+from dials_mpi.algorithms.evaluation import evaluate_controller, evaluate_policy, load_player, load_policy
 from dials_mpi.config import resolve
 from dials_mpi.errors import UserError
 from dials_mpi.learning.policy import Policy
+from dials_mpi.runs.metrics import read_metrics
 from dials_mpi.runs.policies import save_policies
+from dials_mpi.runs.reading import open_run
+from dials_mpi.simulators.grid import counterparts
 from dials_mpi.simulators.registry import make_domain
 
 
@@ -53,3 +63,182 @@ def test_policies_of_another_configuration_are_refused(run):
     other = c.model_copy(update={"policy": c.policy.model_copy(update={"hidden_sizes": (32,)})})
     with pytest.raises(UserError, match="but the run's configuration makes"):
         load_player(folder, other, domain, 1, 0)
+
+
+def content(folder):
+    """Every file of a folder with the hash of its bytes and its time."""
+    return {
+        file: (hashlib.sha256(file.read_bytes()).digest(), file.stat().st_mtime_ns)
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def grid_of(trained, shape):
+    return counterparts(shape, trained).reshape(shape).tolist()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 7), (3, 5), (10, 10)])
+def test_a_grid_is_its_own_counterpart(shape):
+    assert counterparts(shape, shape).tolist() == list(range(shape[0] * shape[1]))
+
+
+def test_corners_edges_and_inner_places_keep_their_kind():
+    assert grid_of((2, 2), (3, 3)) == [[0, 1, 1], [2, 3, 3], [2, 3, 3]]
+    assert grid_of((2, 2), (4, 4)) == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    assert grid_of((3, 3), (5, 4)) == [[0, 1, 1, 2], *[[3, 4, 4, 5]] * 3, [6, 7, 7, 8]]
+    assert grid_of((5, 5), (2, 2)) == [[0, 4], [20, 24]]
+    assert grid_of((5, 5), (3, 3)) == [[0, 2, 4], [10, 12, 14], [20, 22, 24]]
+    assert grid_of((5, 5), (1, 1)) == [[12]]
+    assert grid_of((1, 4), (1, 8)) == [[0, 1, 1, 1, 2, 2, 2, 3]]
+
+
+@pytest.mark.parametrize("trained", [(2, 2), (3, 3), (5, 5), (7, 7)])
+@pytest.mark.parametrize("side", [3, 5, 10])
+def test_borders_go_to_the_same_borders_and_all_inner_policies_are_used_alike(trained, side):
+    rows, columns = np.divmod(counterparts((side, side), trained).reshape(side, side), trained[0])
+    assert np.array_equal(rows, columns.T)
+    last = trained[0] - 1
+    assert (rows[0] == 0).all()
+    assert (rows[-1] == last).all()
+    assert (np.diff(rows[:, 0]) >= 0).all()
+    if last > 1:
+        assert (rows[1:-1] > 0).all()
+        assert (rows[1:-1] < last).all()
+        counts = np.bincount(rows[1:-1, 0], minlength=last)[1:last]
+        assert counts.max() - counts.min() <= 1
+
+
+def test_the_runs_own_seed_repeats_its_evaluations_to_the_digit(small_run, tmp_path, capsys):
+    before = content(small_run)
+    records = [record for record in read_metrics(small_run) if record["phase"] == "evaluate"]
+    best = max(records, key=lambda record: record["mean_return"])
+    for arguments, record in ((["--checkpoint=1600"], records[-1]), (["--best"], best), ([], records[-1])):
+        assert main(["evaluate", str(small_run), "--seed=3", f"--out={tmp_path / 'e.json'}", *arguments]) == 0
+        result = json.loads((tmp_path / "e.json").read_text())
+        assert result["step"] == record["step"]
+        assert result["evaluate"] == {key: record[key] for key in result["evaluate"]}
+        references = {name: (r["mean_return"], r["standard_error"]) for name, r in result["references"].items()}
+        assert references == open_run(small_run).references
+    out = capsys.readouterr().out
+    assert f"policies: return {record['mean_return']:.2f} ± {record['standard_error']:.2f} (agents" in out
+    assert content(small_run) == before, "the run is only read"
+
+
+def test_other_episodes_by_default_and_another_world_on_request(small_run, tmp_path):
+    out = tmp_path / "e.json"
+    results = []
+    for more in ([], [], ["--seed=4"], ["--seed=5"], ["--set=domain.item_probability=0.2", "--set=domain.horizon=50"]):
+        assert main(["evaluate", str(small_run), "--no-references", f"--out={out}", *more]) == 0
+        results.append(json.loads(out.read_text()))
+    assert results[0] == results[1] == results[2], "the seed after the run's own"
+    assert results[0]["evaluate"] != results[3]["evaluate"]
+    assert results[4]["domain_settings"]["horizon"] == 50
+    assert results[0]["references"] == {}
+
+
+def test_policies_placed_on_a_larger_grid_earn_what_they_earn_there(small_run, tmp_path, capsys):
+    out = tmp_path / "e.json"
+    assert main(["evaluate", str(small_run), "--agents=9", "--episodes=3", f"--out={out}"]) == 0
+    assert "9 agents (3×3) by policies trained on 2×2, 3 episodes, seed 4" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert result["placement"] == [0, 1, 1, 2, 3, 3, 2, 3, 3]
+    assert len(result["evaluate"]["per_agent"]["mean_return"]) == 9
+
+    c = resolve([("run", open_run(small_run).configuration)], 1)
+    small, large = (make_domain("warehouse", agents, c.domain) for agents in (4, 9))
+    _, step, trained = load_policy(small_run, c, small)
+    policy = Policy(range(9), 37, 4, c.policy, seed=0)
+    for agent, source in enumerate(result["placement"]):
+        policy.parameters[agent] = trained.parameters[source]
+    assert evaluate_policy(large, policy, 3, 4, step).as_record() == result["evaluate"]
+
+
+def test_many_episodes_are_played_in_batches_that_begin_alike(small_run):
+    c = resolve([("run", open_run(small_run).configuration)], 1)
+    domain = make_domain("warehouse", 4, c.domain)
+    policy = load_policy(small_run, c, domain)[2]
+    ticks = []
+    returns = evaluate_policy(domain, policy, 5, 0, 0, copies=2, tick=lambda: ticks.append(1)).episodes
+    assert returns.shape == (4, 5)
+    assert len(ticks) == 3 * domain.horizon
+    assert np.array_equal(returns[:, :2], evaluate_policy(domain, policy, 2, 0, 0).episodes)
+    assert len(np.unique(returns)) == returns.size, "no episode comes twice"
+    alike = [evaluate_controller(domain, "closest", 5, 0, copies).episodes for copies in (2, None)]
+    assert np.array_equal(*alike)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is no run directory: there is no such directory"),
+        (["."], "is no run directory: it has no config.yaml"),
+        (["RUN", "--agents=10"], "agents: 10 agents make no m×m grid; the nearest that do: 9 or 16"),
+        (["RUN", "--checkpoint=7"], "there is no checkpoint of step 7; there are: 1600"),
+        (["RUN", "--best", "--checkpoint=1600"], "argument --checkpoint: not allowed with argument --best"),
+        (["RUN", "--episodes=1"], "argument --episodes: 1 is less than 2"),
+        (["RUN", "--set=ppo.copies=2"], "--set ppo.copies=2: only settings of the domain can be other than the run's"),
+        (["RUN", "--set=domain.horizon=0"], "domain.horizon: 0: Input should be greater than or equal to 1"),
+        (["RUN", "--out=nowhere/e.json"], "--out: nowhere is no folder that can be written"),
+        (["RUN", "--out=RUN/metrics.jsonl"], "is in the run, which is only read"),
+        (["RUN", "--agent=9"], "unrecognized arguments: --agent=9 (see python -m dials_mpi evaluate --help)"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(small_run, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(["evaluate", *(word.replace("RUN", str(small_run)) for word in arguments)])
+    except SystemExit as end:
+        code = end.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.startswith("dials_mpi: ")
+    assert error.count("\n") == 1
+
+
+def test_damaged_runs_are_named(small_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+
+    def complaint(*arguments):
+        assert main(["evaluate", str(run), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    shard = run / "checkpoints" / "step_000000001600" / "rank_0000.npz"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert "rank_0000.npz has" in complaint("--checkpoint=1600")
+    (run / "policies.npz").write_bytes(b"\x80\x04K\x03.")  # a pickle
+    assert "policies.npz: no policies to be read (This file contains pickled (object) data)" in complaint()
+    (run / "policies.npz").unlink()
+    assert "policies.npz: no policies to be read" in complaint()
+    (run / "config.yaml").write_text("agents: [")
+    assert "config.yaml: cannot be read" in complaint()
+
+
+def test_policies_do_not_go_where_observations_have_another_size(tmp_path, capsys):
+    c = resolve([("test", {"env": "traffic"})], 1)
+    (tmp_path / "config.yaml").write_text(c.to_yaml())
+    domain = make_domain(c.env, 1, c.domain)
+    policy = Policy(range(1), domain.observation_size, domain.n_actions, c.policy, seed=7)
+    save_policies(tmp_path / "policies.npz", policy.network, 100)
+    assert main(["evaluate", str(tmp_path), "--set=domain.lanes=2"]) == 2
+    assert "traffic: observation_size is 76 there, but 40 in the run" in capsys.readouterr().err
+    more = ["--agents=4", "--episodes=2", "--set=domain.horizon=20"]
+    assert main(["evaluate", str(tmp_path), *more]) == 0
+    assert "hand-coded reference, fixed-time: return" in capsys.readouterr().out
+
+
+def test_the_command_needs_no_mpi_library_and_refuses_many_ranks(small_run, tmp_path):
+    (tmp_path / "mpi4py").mkdir()
+    (tmp_path / "mpi4py" / "__init__.py").write_text("raise ImportError('no MPI here')")
+    command_line = CommandLine(tmp_path)
+    command_line.environment["PYTHONPATH"] = f"{tmp_path}:{command_line.environment['PYTHONPATH']}"
+    result = command_line("evaluate", str(small_run), "--no-references")
+    assert result.returncode == 0, result.stderr
+    assert "policies: return" in result.stdout
+    result = command_line("evaluate", str(small_run), ranks=2)
+    assert one_line(result) == "dials_mpi: evaluate: works in one process, not in 2; start it without mpirun or srun"
+    assert result.returncode == 2

@@ -1,12 +1,1 @@
-"""What is learned in which order; SPMD, one file per algorithm. Every rank runs the same function."""
-
-from collections.abc import Callable
-
-from dials_mpi.algorithms import dials, global_ppo
-from dials_mpi.algorithms.session import Session
-
-BY_MODE: dict[str, Callable[[Session], None]] = {
-    "dials": dials.train,
-    "untrained-dials": dials.train,
-    "gs": global_ppo.train,
-}
+"""What is learned in which order; SPMD, one file per algorithm. Evaluation alone needs no MPI library."""

@@ -1,7 +1,6 @@
 """Returns on the global simulator, of learned policies and of hand-coded controllers."""
 
-import zipfile
-import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from dials_mpi.config import Configuration
 from dials_mpi.errors import UserError
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.rollout import Player
-from dials_mpi.runs.policies import load_policies
+from dials_mpi.runs.policies import policies_of_run
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.streams import streams
 
@@ -55,46 +54,79 @@ class Returns:
         return f"{self.mean_return:.2f} ± {self.standard_error:.2f} ({spread})"
 
 
-def evaluate_policy(domain: Domain, policy: Policy, episodes: int, seed: int, step: int) -> Returns:
-    """Plays `episodes` episodes side by side with actions sampled from the policies of all N agents.
+def evaluate_policy(
+    domain: Domain,
+    policy: Policy,
+    episodes: int,
+    seed: int,
+    step: int,
+    copies: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Returns:
+    """Plays `episodes` episodes with actions sampled from the policies of all N agents.
 
     Args:
         step: training steps so far; every evaluation has streams of its own.
+        copies: how many episodes are played side by side; None: all.
+        tick: called after every joint step.
     """
-    player = Player(policy, episodes, streams(seed, "evaluate/actions", range(domain.n_agents), step))
-    with domain.global_simulator(episodes) as simulator:
-        simulator.seed(streams(seed, "evaluate/simulator", range(episodes), step))
-        player.reset()
-        return _play(domain, simulator, player.act)
+    parts = []
+    for batch, members in enumerate(_batches(episodes, copies)):
+        # The first batch has the streams that it has alone.
+        acting = range(batch * domain.n_agents, (batch + 1) * domain.n_agents)
+        player = Player(policy, len(members), streams(seed, "evaluate/actions", acting, step))
+        with domain.global_simulator(len(members)) as simulator:
+            simulator.seed(streams(seed, "evaluate/simulator", members, step))
+            player.reset()
+            parts.append(_play(domain, simulator, player.act, tick))
+    return Returns(np.concatenate(parts, axis=1))
 
 
-def evaluate_controller(domain: Domain, controller: str | None, episodes: int, seed: int) -> Returns:
-    """Plays `episodes` episodes with a hand-coded controller, or uniformly random actions for None."""
+def evaluate_controller(
+    domain: Domain,
+    controller: str | None,
+    episodes: int,
+    seed: int,
+    copies: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Returns:
+    """Plays `episodes` episodes with a hand-coded controller, or uniformly random actions for None.
+
+    Args:
+        copies, tick: as of `evaluate_policy`.
+    """
     generator = np.random.default_rng(streams(seed, "evaluate/actions", [0])[0])
-    shape = (domain.n_agents, episodes)
-    with domain.global_simulator(episodes, controller) as simulator:
-        simulator.seed(streams(seed, "evaluate/simulator", range(episodes)))
-        return _play(
-            domain, simulator, lambda _: None if controller else generator.integers(domain.n_actions, size=shape)
-        )
+    parts = []
+    for members in _batches(episodes, copies):
+        shape = (domain.n_agents, len(members))
+        with domain.global_simulator(len(members), controller) as simulator:
+            simulator.seed(streams(seed, "evaluate/simulator", members))
+            parts.append(
+                _play(
+                    domain,
+                    simulator,
+                    lambda _, shape=shape: None if controller else generator.integers(domain.n_actions, size=shape),
+                    tick,
+                )
+            )
+    return Returns(np.concatenate(parts, axis=1))
 
 
-def load_player(run: Path, configuration: Configuration, domain: Domain, copies: int, seed: int) -> Player:
-    """The policies that a run directory holds, ready to act in `copies` copies of the GS.
+def load_policy(
+    run: Path, configuration: Configuration, domain: Domain, best: bool = False, checkpoint: int | None = None
+) -> tuple[Path, int, Policy]:
+    """The policies of all N agents that a run directory holds, with where they were found and their training step.
 
     Args:
         configuration, domain: of the run.
-        seed: of the actions.
+        best, checkpoint: which ones, as of `policies_of_run`.
 
     Raises:
         UserError: no policies there, or of other agents or another network.
     """
-    c, file = configuration, run / "policies.npz"
+    c = configuration
+    file, step, parameters = policies_of_run(run, best, checkpoint)
     policy = Policy(range(c.agents), domain.observation_size, domain.n_actions, c.policy, c.seed)
-    try:
-        _, parameters = load_policies(file)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{file}: no policies to be read ({str(error) or type(error).__name__})") from error
     if parameters.shape != tuple(policy.parameters.shape):
         raise UserError(
             f"{file}: parameters of shape {parameters.shape}, but the run's configuration makes "
@@ -103,15 +135,36 @@ def load_player(run: Path, configuration: Configuration, domain: Domain, copies:
     if parameters.dtype != np.float32 or not np.isfinite(parameters).all():
         raise UserError(f"{file}: damaged: parameters that are no finite float32 numbers")
     policy.parameters.copy_(torch.from_numpy(parameters))
-    player = Player(policy, copies, streams(seed, "evaluate/actions", range(c.agents)))
+    return file, step, policy
+
+
+def load_player(run: Path, configuration: Configuration, domain: Domain, copies: int, seed: int) -> Player:
+    """The policies of a run's last evaluation, ready to act in `copies` copies of the GS.
+
+    Args:
+        configuration, domain: of the run.
+        seed: of the actions.
+
+    Raises:
+        UserError: as of `load_policy`.
+    """
+    policy = load_policy(run, configuration, domain)[2]
+    player = Player(policy, copies, streams(seed, "evaluate/actions", range(configuration.agents)))
     player.reset()
     return player
 
 
-def _play(domain: Domain, simulator, act) -> Returns:
+def _batches(episodes: int, copies: int | None) -> list[range]:
+    copies = copies or episodes
+    return [range(first, min(first + copies, episodes)) for first in range(0, episodes, copies)]
+
+
+def _play(domain: Domain, simulator, act, tick) -> np.ndarray:
+    """One episode in each copy; returns [N, B] float32."""
     observations = simulator.reset()
     total = 0.0
     for _ in range(domain.horizon):
         observations, rewards = simulator.step(act(observations))
         total = total + rewards
-    return Returns(total)
+        tick()
+    return total

@@ -22,7 +22,9 @@ from dials_mpi.runs.directory import RunDirectory
 from dials_mpi.runs.metrics import Metrics
 from dials_mpi.runs.policies import save_policies
 from dials_mpi.runs.progress import Progress
+from dials_mpi.runs.reading import open_run
 from dials_mpi.runs.stopping import StopFlag
+from dials_mpi.runs.tensorboard import TensorBoard
 from dials_mpi.simulators.interface import Domain
 
 _STATISTICS = "statistics/"
@@ -86,9 +88,25 @@ class Record:
         total = configuration.steps_after(plan(configuration, domain.horizon)[-1].updates.stop)
         self.directory = directory
         self.metrics = Metrics(directory.path)
+        self._tensorboard = None
+        if configuration.log.tensorboard:
+            past = open_run(directory.path).records
+            self._tensorboard = TensorBoard(directory.path / "tensorboard", past[-1]["seconds"] if past else 0.0, past)
         self.progress = Progress(total, configuration.agents, configuration.steps_after(done))
         self.reference: float | None = None
         """Mean return of the best hand-coded controller."""
+
+    def write(self, step: int, phase: str, seconds: float, **values: Any) -> None:
+        """One record; see `Metrics.write`."""
+        self.metrics.write(step, phase, seconds, **values)
+        if self._tensorboard:
+            self._tensorboard.write(step, phase, seconds, **values)
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.progress.close()
+        if self._tensorboard:
+            self._tensorboard.close()
 
 
 class Session:
@@ -277,8 +295,7 @@ class Session:
             return None
         steps = self.configuration.steps_after(self.checkpoints.reached - self.checkpoints.start)
         summary = summarise(reports, steps * self.domain.n_agents, cores)
-        self.record.metrics.close()
-        self.record.progress.close()
+        self.record.close()
         if self.domain.scratch:
             shutil.rmtree(self.domain.scratch, ignore_errors=True)  # all others have handed in their reports by now
         self.record.directory.finish(summary, state)
@@ -301,7 +318,7 @@ class Session:
 
     def _write(self, step: int, phase: str, **values) -> None:
         with self.clock("write"):
-            self.record.metrics.write(step, phase, self._earlier_seconds + self.clock.elapsed, **values)
+            self.record.write(step, phase, self._earlier_seconds + self.clock.elapsed, **values)
 
 
 def _plain_list(column: np.ndarray) -> list[float]:

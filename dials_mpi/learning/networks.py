@@ -74,6 +74,10 @@ class StackedNetwork:
         self._gradient_views = list(self._by_name(self.gradients).values())
         self._initialise(seeds, head_gains or [(output_size, 1.0)])
 
+    def arrays_of(self, row: int) -> dict[str, np.ndarray]:
+        """One agent's parameters by name, in their shapes, float32."""
+        return {name: view[row].detach().numpy().copy() for name, view in self._views.items()}
+
     def initial_state(self, n_sequences: int) -> Tensor | None:
         """The memory at the start of an episode: zeros [A, S, H], or None for a feed-forward network."""
         return torch.zeros(self.n_agents, n_sequences, self.recurrent_size) if self.recurrent_size else None

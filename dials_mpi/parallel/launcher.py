@@ -19,6 +19,11 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     return next((int(environment[rank]) for rank, _ in _LAUNCHERS if rank in environment), 0)
 
 
+def launched_size(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes the launcher has started, 1 without one."""
+    return next((int(environment[size]) for _, size in _LAUNCHERS if size in environment), 1)
+
+
 def check_size(size: int, environment: Mapping[str, str] = os.environ) -> None:
     """Refuses a communicator that is not as large as the launcher says: N jobs of one rank instead of one of N ranks.
 

@@ -9,15 +9,16 @@ _QUIET_SECONDS = 60.0
 
 
 class Progress:
-    """Shows how far training is.
+    """Shows how far training is, or anything else that is made of steps.
 
     Args:
         total: training steps per agent.
         n_agents: N.
         start: steps done before, by the run that this one goes on from.
+        what: the steps are, beside the bar.
     """
 
-    def __init__(self, total: int, n_agents: int, start: int = 0):
+    def __init__(self, total: int, n_agents: int, start: int = 0, what: str = "steps per agent"):
         self._total = total
         self._step = self._start = start
         self._n_agents = n_agents
@@ -31,7 +32,7 @@ class Progress:
                 unit_scale=True,
                 dynamic_ncols=True,
                 smoothing=0.1,
-                desc="steps per agent",
+                desc=what,
             )
 
     def say(self, text: str) -> None:

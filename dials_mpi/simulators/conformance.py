@@ -18,6 +18,7 @@ def check_domain(domain: Domain) -> None:
     Raises:
         UserError: the first promise that is broken.
     """
+    _check_names(domain)
     steps = min(_STEPS, domain.horizon)
     everyone = list(range(domain.n_agents))
     _check_global(domain, steps)
@@ -62,6 +63,15 @@ def _start_once(domain: Domain) -> None:
         with domain.local_simulator([0], 1) as simulator:
             simulator.seed([np.random.default_rng(0)])
             simulator.reset()
+
+
+def _check_names(domain: Domain) -> None:
+    for attribute, size in (("observation_names", domain.observation_size), ("action_names", domain.n_actions)):
+        if len(set(getattr(domain, attribute))) != size or len(getattr(domain, attribute)) != size:
+            raise UserError(f"domain {domain.name}: {attribute} is not {size} different names")
+    rows, columns = domain.grid_shape
+    if rows * columns != domain.n_agents:
+        raise UserError(f"domain {domain.name}: a grid of {rows} × {columns} for {domain.n_agents} agents")
 
 
 def _check_global(domain: Domain, steps: int) -> None:

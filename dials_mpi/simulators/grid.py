@@ -1,6 +1,8 @@
-"""What domains on square grids share."""
+"""Square grids, and who stands where a grid of another size has its corners, edges and inner places."""
 
 import math
+
+import numpy as np
 
 
 def grid_side(n_agents: int) -> int:
@@ -10,3 +12,38 @@ def grid_side(n_agents: int) -> int:
         nearest = [m * m for m in (side, side + 1) if m > 0]
         raise ValueError(f"{n_agents} agents make no m×m grid; the nearest that do: {' or '.join(map(str, nearest))}")
     return side
+
+
+def counterparts(shape: tuple[int, int], trained: tuple[int, int]) -> np.ndarray:
+    """For each place of a grid the place of another one that is most like it.
+
+    Corners have the same corner as their counterpart, edges the same edge, inner places an inner one; within these it
+    is the one in the same relative position. A grid without inner rows (or columns) lends those on the nearer side.
+    Grids of one shape have themselves.
+
+    Args:
+        shape: rows and columns of the one.
+        trained: of the other.
+
+    Returns:
+        [rows · columns] int64, numbers in the other grid; both are numbered row by row.
+    """
+    rows, columns = (
+        np.array([_counterpart(i, *sizes) for i in range(sizes[0])]) for sizes in zip(shape, trained, strict=True)
+    )
+    return (rows[:, None] * trained[1] + columns).ravel()
+
+
+def _counterpart(i: int, size: int, trained: int) -> int:
+    """The same for row `i` of `size` rows, or for a column."""
+    if min(size, trained) >= 2:
+        if i in (0, size - 1):
+            return 0 if i == 0 else trained - 1
+        if trained >= 3:
+            return 1 + _same_share(i - 1, size - 2, trained - 2)
+    return _same_share(i, size, trained)
+
+
+def _same_share(i: int, size: int, trained: int) -> int:
+    """Which of `trained` equal parts of a line the middle of part `i` of `size` lies in."""
+    return (2 * i + 1) * trained // (2 * size)

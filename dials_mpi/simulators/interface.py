@@ -20,6 +20,7 @@ subclass of `Domain` and one of each simulator; `conformance.check_domain` tells
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -156,6 +157,21 @@ class Domain(ABC):
         """Raises ValueError for a number of agents that the domain cannot have, naming the nearest it can."""
         self.n_agents = n_agents
         self.settings = settings
+
+    @cached_property
+    def observation_names(self) -> Sequence[str]:
+        """O different names, one for each entry of an observation; a domain may set its own, as of `action_names`."""
+        return [f"observation_{i}" for i in range(self.observation_size)]
+
+    @cached_property
+    def action_names(self) -> Sequence[str]:
+        """A name for each action."""
+        return [f"action_{i}" for i in range(self.n_actions)]
+
+    @cached_property
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns in which the agents stand, numbered row by row; where a domain does not say, one row."""
+        return 1, self.n_agents
 
     @abstractmethod
     def global_simulator(self, copies: int, controller: str | None = None) -> GlobalSimulator:

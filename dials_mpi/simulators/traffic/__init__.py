@@ -85,13 +85,14 @@ class Traffic(Domain):
     observation_range = (0.0, 1.0)
 
     n_actions = N_ACTIONS
+    action_names = ("keep", "switch")
 
     def __init__(self, n_agents: int, settings: TrafficSettings):
         super().__init__(n_agents, settings)
         if settings.rows is None:
-            self._shape = (grid_side(n_agents),) * 2
+            self.grid_shape = (grid_side(n_agents),) * 2
         else:
-            self._shape = (settings.rows, settings.columns)
+            self.grid_shape = (settings.rows, settings.columns)
             if settings.rows * settings.columns != n_agents:
                 raise ValueError(
                     f"{n_agents} agents are not domain.rows × domain.columns = {settings.rows} × {settings.columns}"
@@ -102,10 +103,19 @@ class Traffic(Domain):
         self.horizon = settings.horizon
         self.influence = Influence(sources=lanes, classes=2, local_state_size=lanes * (cells - 1))
         self.observation_size = self.influence.local_state_size + PHASES
+        self.observation_names = (
+            *(
+                f"{side}_lane{lane}_cell{cell}"  # cell 0 is at the stop line
+                for side in ("north", "east", "south", "west")
+                for lane in range(settings.lanes)
+                for cell in range(cells - 1)
+            ),
+            *("green_north_south", "yellow_north_south", "green_east_west", "yellow_east_west"),
+        )
 
     def global_simulator(self, copies, controller=None):
         intersections = self._intersections(
-            *self._shape, copies, self.settings.edge_length, actuated=controller == "actuated"
+            *self.grid_shape, copies, self.settings.edge_length, actuated=controller == "actuated"
         )
         return TrafficGlobalSimulator(intersections, self.settings.inflow_probability, controller)
 

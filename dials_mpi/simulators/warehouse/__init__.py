@@ -9,7 +9,14 @@ from dials_mpi.simulators.interface import Domain, DomainSettings, Influence
 from dials_mpi.simulators.warehouse.global_simulator import WarehouseGlobalSimulator
 from dials_mpi.simulators.warehouse.handcoded import RULES
 from dials_mpi.simulators.warehouse.local_simulator import WarehouseLocalSimulator
-from dials_mpi.simulators.warehouse.regions import N_ACTIONS, NEIGHBOURS, NOT_ON_SHARED_SHELF, OBSERVATION_SIZE
+from dials_mpi.simulators.warehouse.regions import (
+    N_ACTIONS,
+    NEIGHBOURS,
+    NOT_ON_SHARED_SHELF,
+    OBSERVATION_SIZE,
+    SHELVES,
+    SIZE,
+)
 
 
 class WarehouseSettings(DomainSettings):
@@ -32,12 +39,18 @@ class Warehouse(Domain):
     observation_range = (0.0, 1.0)
 
     n_actions = N_ACTIONS
+    action_names = ("up", "down", "left", "right")
     observation_size = OBSERVATION_SIZE
+    observation_names = (
+        *(f"robot_row{row}_column{column}" for row in range(SIZE) for column in range(SIZE)),
+        *(f"item_row{row}_column{column}" for row, column in SHELVES.tolist()),
+    )
     influence = Influence(sources=len(NEIGHBOURS), classes=NOT_ON_SHARED_SHELF + 1, local_state_size=OBSERVATION_SIZE)
 
     def __init__(self, n_agents: int, settings: WarehouseSettings):
         super().__init__(n_agents, settings)
         self.block = grid_side(n_agents)
+        self.grid_shape = (self.block, self.block)
         self.horizon = settings.horizon
 
     def global_simulator(self, copies, controller=None):

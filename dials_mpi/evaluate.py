@@ -1,0 +1,131 @@
+"""`python -m dials_mpi evaluate`: what the policies of a run earn, on its own system or on another one."""
+
+import argparse
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dials_mpi.config import parse_override, resolve
+from dials_mpi.errors import UserError
+from dials_mpi.parallel.launcher import launched_size
+from dials_mpi.runs.directory import versions
+from dials_mpi.runs.progress import Progress
+from dials_mpi.runs.reading import open_run
+from dials_mpi.simulators.grid import counterparts
+from dials_mpi.simulators.interface import Domain
+from dials_mpi.simulators.registry import make_domain
+
+_AGENTS_SIDE_BY_SIDE = 400
+"""In all copies of the GS together, unless the run itself had more: one SUMO network holds them all."""
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Does what `cli.evaluation_parser` offers, in this process; returns the exit code.
+
+    Raises:
+        UserError: bad input.
+    """
+    if launched_size() > 1:
+        raise UserError(f"evaluate: works in one process, not in {launched_size()}; start it without mpirun or srun")
+    run = open_run(arguments.run)
+    if arguments.out:  # before the work
+        _check_writable(arguments.out, run.path)
+    stored = [(str(run.path / "config.yaml"), run.configuration)]
+    trained_on = resolve(stored, 1)
+    trained_domain = make_domain(trained_on.env, trained_on.agents, trained_on.domain)
+    c = resolve([*stored, *_changes(arguments)], 1)
+    domain = make_domain(c.env, c.agents, c.domain)
+    _check_same_sizes(trained_domain, domain)
+
+    from dials_mpi.algorithms.evaluation import evaluate_controller, evaluate_policy, load_policy
+    from dials_mpi.learning.policy import Policy
+
+    file, step, trained = load_policy(run.path, trained_on, trained_domain, arguments.best, arguments.checkpoint)
+    placement = counterparts(domain.grid_shape, trained_domain.grid_shape)
+    policy = Policy(range(domain.n_agents), domain.observation_size, domain.n_actions, c.policy, c.seed)
+    policy.parameters.copy_(trained.parameters[placement])
+    episodes = arguments.episodes or c.evaluation.episodes
+    seed = trained_on.seed + 1 if arguments.seed is None else arguments.seed
+    copies = max(1, max(_AGENTS_SIDE_BY_SIDE, trained_on.agents * c.evaluation.episodes) // domain.n_agents)
+    controllers = () if arguments.no_references else domain.controllers
+
+    plays = 1 + len(controllers)
+    total = plays * domain.horizon * -(-episodes // copies)
+    progress = Progress(total, domain.n_agents * min(copies, episodes), what="joint steps")
+    tick = functools.partial(_tick, progress, iter(range(1, total + 1)))
+    progress.say(
+        f"{file}, step {step:,}: {domain.name} with {_sizes(domain, trained_domain)}, {episodes} episodes, seed {seed}"
+    )
+    try:
+        returns = evaluate_policy(domain, policy, episodes, seed, step, copies, tick)
+        progress.say(f"policies: return {returns}")
+        references = {}
+        for controller in controllers:
+            references[controller] = evaluate_controller(domain, controller, episodes, seed, copies, tick)
+            progress.say(f"hand-coded reference, {controller}: return {references[controller]}")
+    finally:
+        progress.close()
+    if arguments.out:
+        results = {
+            "run": str(run.path),
+            "policies": str(file),
+            "step": step,
+            "domain": domain.name,
+            "domain_settings": c.domain.model_dump(mode="json"),
+            "agents": domain.n_agents,
+            "trained_agents": trained_on.agents,
+            "placement": placement.tolist(),
+            "seed": seed,
+            "evaluate": returns.as_record(),
+            "references": {name: result.as_record() for name, result in references.items()},
+            "versions": versions(),
+        }
+        _write(arguments.out, results)
+    return 0
+
+
+def _changes(arguments: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+    """Configuration layers on top of the run's own."""
+    layers = [("--agents", {"agents": arguments.agents})] if arguments.agents is not None else []
+    for text in arguments.overrides:
+        values = parse_override(text)
+        if set(values) != {"domain"}:
+            raise UserError(f"--set {text}: only settings of the domain can be other than the run's, domain.KEY=VALUE")
+        layers.append((f"--set {text}", values))
+    return layers
+
+
+def _check_same_sizes(trained: Domain, other: Domain) -> None:
+    for attribute in ("observation_size", "n_actions"):
+        before, now = getattr(trained, attribute), getattr(other, attribute)
+        if before != now:
+            raise UserError(
+                f"{other.name}: {attribute} is {now} there, but {before} in the run: its policies do not fit"
+            )
+
+
+def _sizes(domain: Domain, trained: Domain) -> str:
+    if domain.grid_shape == trained.grid_shape:
+        return f"{domain.n_agents} agents"
+    here, there = ("×".join(map(str, d.grid_shape)) for d in (domain, trained))
+    return f"{domain.n_agents} agents ({here}) by policies trained on {there}"
+
+
+def _tick(progress: Progress, steps) -> None:
+    progress.reached(next(steps))
+
+
+def _check_writable(file: Path, run: Path) -> None:
+    if run.resolve() in file.resolve().parents:
+        raise UserError(f"--out: {file} is in the run, which is only read; choose a place outside it")
+    if not os.access(file.parent, os.W_OK):
+        raise UserError(f"--out: {file.parent} is no folder that can be written")
+
+
+def _write(file: Path, results: dict[str, Any]) -> None:
+    try:
+        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out: {file}: cannot be written ({error.strerror})") from error
