@@ -104,6 +104,7 @@ def _work(
     if summary:
         print(format_summary(summary))
         print(f"results in {directory.path}", flush=True)
+    wait(comm.Ibarrier())  # a launcher may end who is left some time after the first one has gone: not rank 0, writing
     return code
 
 

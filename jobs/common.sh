@@ -1,51 +1,92 @@
 # Sourced by the job scripts, which call `train`. What to change for your cluster stands in the README.
 # shellcheck shell=bash
 
-# How srun and the MPI library find each other: pmi2, pmix, or mpirun where srun speaks neither of the library's languages.
+# launcher HOW: sets LAUNCHER, the words that start a command on all ranks. HOW is mpirun, a plugin of srun's (pmi2, pmix,
+# …), or srun for the one that the site has chosen.
 launcher() {
-    local library languages
-    library=$(python -c 'from mpi4py import MPI; print(MPI.Get_library_version())')
-    languages=$(srun --mpi=list 2>&1)
-    case $library in
-        *"Open MPI"*) [[ $languages == *pmix* ]] && echo pmix && return ;;
-        *) [[ $languages == *pmi2* ]] && echo pmi2 && return ;;
+    # Not --kill-on-bad-exit: the first rank to leave with 75 would end those that are still leaving, and srun would
+    # report that. A rank that dies alone ends all of them none the less: --wait kills who is still there 8 s later.
+    LAUNCHER=(srun --kill-on-bad-exit=0 --wait=8)
+    case $1 in
+        mpirun) LAUNCHER=(mpirun -n "$SLURM_NTASKS") ;;
+        srun) ;;
+        *) LAUNCHER+=(--mpi="$1") ;;
     esac
-    echo mpirun
 }
 
-# train RUN ARGUMENTS…: starts runs/RUN or goes on with it. When Slurm says that time is running out, the run is asked to
-# stop, writes a checkpoint, and the job puts itself back into the queue.
+# Sets LAUNCHER to the first way that connects all ranks: srun where it and the MPI library understand each other, else
+# mpirun. Tried rather than read from `srun --mpi=list`, which also names plugins that cannot be loaded.
+find_launcher() {
+    local how probe='import os, sys; from mpi4py import MPI; sys.exit(MPI.COMM_WORLD.size != int(os.environ["SLURM_NTASKS"]))'
+    for how in srun pmi2 pmix; do
+        launcher "$how"
+        timeout 120 "${LAUNCHER[@]}" python -c "$probe" &>/dev/null && return
+    done
+    launcher mpirun
+}
+
+# Two things go wrong in MPI_Init of the MPICH wheel (which has the devices "ucx ofi") when srun starts it. Segments in
+# /dev/shm are named after the job and its step: what a killed start has left is taken for its own by the next start of
+# the same job. And addresses of UCX come close to the longest line that pmi2 reads; those of OFI are short.
+steady_mpich() {
+    local version='import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())'
+    if [[ $(python -c "$version") == *"ch4:ucx ofi"* ]]; then
+        export MPIR_CVAR_NOLOCAL=${MPIR_CVAR_NOLOCAL:-1} MPIR_CVAR_CH4_NETMOD=${MPIR_CVAR_CH4_NETMOD:-ofi}
+    fi
+}
+
+# train NAME ARGUMENTS…: starts the run of that name or goes on with it. When Slurm says that time is running out, the run
+# is asked to stop, writes a checkpoint, and the job puts itself back into the queue.
 train() {
-    local run=$1 how code=0 started
+    local name=$1 runs=runs asked='' code=0 facts before pid i
     shift
-    started=$(mktemp)
-    how=${DIALS_MPI_LAUNCHER:-$(launcher)}
-    local command=(python -m dials_mpi --resume auto --name "$run" "$@")
     if ((SLURM_NTASKS < 2)); then
         echo "dials_mpi: --ntasks=$SLURM_NTASKS leaves no rank for the agents; ask for at least 2" >&2
         exit 2
     fi
-    case $how in
-        mpirun) command=(mpirun -n "$SLURM_NTASKS" "${command[@]}") ;;
-        *) command=(srun --mpi="$how" --kill-on-bad-exit=1 "${command[@]}") ;;
-    esac
-    # A file rather than a signal: it reaches the run through every launcher.
-    trap 'mkdir -p "runs/$run" && touch "runs/$run/STOP"' USR1
-    "${command[@]}" &
-    local pid=$!
-    while true; do
-        code=0
-        wait "$pid" || code=$?
-        kill -0 "$pid" 2>/dev/null || break # else a signal has interrupted the wait
+    for ((i = 1; i <= $#; i++)); do
+        case ${!i} in
+            --runs=*) runs=${!i#--runs=} ;;
+            --runs) ((i < $#)) && ((i++)) && runs=${!i} ;;
+        esac
     done
-    # srun may end the last ranks while they are leaving with 75, and then reports that instead: ask the run itself.
-    if ((code > 128)) && [[ runs/$run/run.json -nt $started ]] && grep -q '"state": "stopped"' "runs/$run/run.json"; then
-        code=75
+    facts=$runs/$name/run.json
+    trap 'asked=yes' USR1
+    export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun takes it from nowhere else since Slurm 22.05
+    steady_mpich
+    if [[ -n ${DIALS_MPI_LAUNCHER:-} ]]; then launcher "$DIALS_MPI_LAUNCHER"; else find_launcher; fi
+    echo "dials_mpi: $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST, started by ${LAUNCHER[*]}"
+
+    before=$(version "$facts")
+    "${LAUNCHER[@]}" python -m dials_mpi --resume auto --name "$name" "$@" &
+    pid=$!
+    while kill -0 "$pid" 2>/dev/null; do
+        # A file rather than a signal: it reaches the run through every launcher. Not before this start of the run has
+        # written its facts, until when there is no folder yet, or an older STOP is taken away.
+        if [[ -n $asked && $(version "$facts") != "$before" ]]; then
+            touch "$runs/$name/STOP"
+            asked=''
+        fi
+        sleep 1
+    done
+    wait "$pid" || code=$?
+    # A launcher that has killed a rank on its way out reports that instead: ask the run itself.
+    if ((code > 128)) && [[ $(version "$facts") != "$before" ]]; then
+        case $(grep '"state"' "$facts") in
+            *stopped*) code=75 ;;
+            *finished*) code=0 ;;
+        esac
     fi
-    rm "$started"
     if ((code == 75)); then
         echo "dials_mpi: unfinished; back into the queue"
-        scontrol requeue "$SLURM_JOB_ID"
+        # By its place in the array, if it is in one: one of an array's tasks has the id of the whole array.
+        local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+        scontrol requeue "${job:-$SLURM_JOB_ID}" || echo "dials_mpi: not possible; submit the job again" >&2
     fi
     exit "$code"
+}
+
+# version FILE: changes whenever the file is replaced; nothing as long as there is none.
+version() {
+    stat --format='%i %y' "$1" 2>/dev/null || true
 }

@@ -167,3 +167,12 @@ def pytest_exception_interact(node, report):
         config.pluginmanager.getplugin("capturemanager").suspend(in_=True)
         print(f"\nrank {_world().rank}: {report.nodeid}\n{report.longreprtext}", file=sys.stderr, flush=True)
         _world().Abort(1)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says so where the job scripts have not been tested: a skipped test is easily overlooked."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for reason in sorted({report.longrepr[2] for report in skipped if "test_slurm.py" in report.nodeid}):
+        terminalreporter.section("SLURM WAS NOT TESTED", sep="!", red=True, bold=True)
+        terminalreporter.line(f"The job scripts have not been run. {reason}")
+        terminalreporter.line("On Debian or Ubuntu, as root: apt-get install slurm-wlm munge")
