@@ -15,9 +15,10 @@ import psutil
 import pytest
 from conftest import SMALL, TESTS, CommandLine
 from test_command_line import one_line
-from test_resume import AT_ONCE, EVERY_UNIT, assert_equal_ends
+from test_resume import AT_ONCE, EVERY_UNIT
 
 from dials_mpi.runs.checkpoint import newest_whole
+from dials_mpi.runs.equality import differences
 from dials_mpi.runs.metrics import read_metrics
 
 CLUSTER = TESTS.parent / "tools" / "slurm_cluster.sh"
@@ -143,7 +144,7 @@ def test_a_job_on_two_nodes_does_the_same_as_mpirun(cluster, by_mpirun, launcher
     run = cluster.runs / f"warehouse_2x2_{job}"
     facts = json.loads((run / "run.json").read_text())
     assert (facts["state"], facts["ranks"]) == ("finished", 3)
-    assert_equal_ends(by_mpirun, run)
+    assert differences(by_mpirun, run) == []
 
 
 def test_a_job_that_is_stopped_in_every_way_goes_on_by_itself_to_the_same_end(cluster, by_mpirun):
@@ -161,7 +162,7 @@ def test_a_job_that_is_stopped_in_every_way_goes_on_by_itself_to_the_same_end(cl
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "3"), cluster.log(job)
     assert cluster.log(job).count("dials_mpi: unfinished; back into the queue") == 2
     assert len(json.loads((run / "run.json").read_text())["resumed"]) == 3
-    assert_equal_ends(by_mpirun, run)
+    assert differences(by_mpirun, run) == []
 
 
 def test_a_job_ends_with_its_rank_and_when_it_is_cancelled_and_its_run_can_be_resumed(cluster):
