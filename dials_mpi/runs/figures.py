@@ -283,37 +283,36 @@ def phases(groups: Sequence[Group]) -> Figure | None:
 
 
 def by_agent(group: Group) -> Figure | None:
-    """Cross-entropy of each agent's AIP in the first and last round, and each agent's last return, on the agents' grid.
+    """Cross-entropy of each agent's AIP in the first and last round, and its last mean return, on the agents' grid.
 
     Averaged over the group's seeds: an agent has the same neighbours in all of them.
     """
-    panels = []
+    panels = []  # title, values, limits of the colours
     after_steps, after = results.average_by_agent(group.runs, "aip", "cross_entropy_after")
     if len(after):
         _, before = results.average_by_agent(group.runs, "aip", "cross_entropy_before")
-        panels.append(("AIPs after the first training", after[0]))
+        panels.append((f"AIPs at {results.short(after_steps[0])},\nafter training", after[0], _range(after[0])))
         if len(after) > 1:
-            step = results.short(int(after_steps[-1]))
-            panels.append((f"the last, at step {step}: before", before[-1]))
-            panels.append((f"the last, at step {step}: after", after[-1]))
+            step, limits = results.short(after_steps[-1]), _range(before[-1], after[-1])
+            panels.append((f"AIPs at {step},\nbefore retraining", before[-1], limits))
+            panels.append((f"AIPs at {step},\nafter retraining", after[-1], limits))
     n_entropies = len(panels)
     return_steps, returns = results.average_by_agent(group.runs, "evaluate", "mean_return")
     if len(returns):
-        panels.append((f"return at step {results.short(int(return_steps[-1]))}", returns[-1]))
+        panels.append((f"mean return\nat {results.short(return_steps[-1])}", returns[-1], _range(returns[-1])))
     if not panels:
         return None
     with plt.rc_context({**STYLE, "axes.grid": False}):
         n_rows = -(-len(panels) // 2)
-        figure, grid = plt.subplots(n_rows, 2, figsize=(WIDTH, 1.85 * n_rows), squeeze=False)
+        figure, grid = plt.subplots(n_rows, 2, figsize=(WIDTH, 1.62 * n_rows), squeeze=False)
         for axes in grid.flat[len(panels) :]:
             axes.remove()
-        entropies = np.concatenate([values for _, values in panels[:n_entropies]] or [np.zeros(1)])
-        for index, (axes, (title, values)) in enumerate(zip(grid.flat, panels, strict=False)):
+        for index, (axes, (title, values, limits)) in enumerate(zip(grid.flat, panels, strict=False)):
+            # Lower cross-entropies and higher returns are better, and yellow.
             entropy = index < n_entropies
-            limits = (entropies.min(), entropies.max()) if entropy else (values.min(), values.max())
             image = _grid(axes, values, limits, "cividis_r" if entropy else "cividis")
             axes.set_title(title)
-            figure.colorbar(image, ax=axes, shrink=0.75, label="nats" if entropy else "")
+            figure.colorbar(image, ax=axes, shrink=0.8, aspect=12, label="nats" if entropy else "")
     return figure
 
 
@@ -384,8 +383,9 @@ def _legend(figure: Figure, handles: list) -> None:
 
 
 def _time_unit(longest_hours) -> tuple[float, str]:
-    """Factor on hours, and what it makes of them: minutes for runs of less than an hour."""
-    return (60.0, "minutes") if max(longest_hours, default=0.0) < 1 else (1.0, "hours")
+    """Factor on hours, and what it makes of them: minutes or seconds for short runs."""
+    longest = max(longest_hours, default=0.0)
+    return (1.0, "hours") if longest >= 1 else (60.0, "minutes") if longest >= 1 / 30 else (3600.0, "seconds")
 
 
 def _seeds(n: int) -> str:
@@ -399,6 +399,10 @@ def _final(group: Group) -> tuple[float, float, float] | None:
     if not len(curve) or not spent:
         return None
     return float(curve.mean[-1]), float(curve.standard_error[-1]), float(np.mean(spent))
+
+
+def _range(*values: np.ndarray) -> tuple[float, float]:
+    return min(v.min() for v in values), max(v.max() for v in values)
 
 
 def _grid(axes, values: np.ndarray, limits: tuple[float, float], colours: str):
