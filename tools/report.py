@@ -238,10 +238,8 @@ def _final(group: Group, curve: results.Curve) -> tuple[str, str, str]:
     if math.isnan(error):
         error = next(s for run in group.runs if len(s := run.series("evaluate", "standard_error"))).values[-1]
     _, agents = results.average_by_agent(group.runs, "evaluate", "mean_return")
-    share = "–"
-    if results.references(group.runs):
-        shares = results.average([run for run in group.runs if run.references], "evaluate", "share_above_reference")
-        share = f"{100 * shares.mean[-1]:.0f} %" if len(shares) else "–"
+    shares = [share for run in group.runs if (share := results.share_above_reference(run)) is not None]
+    share = f"{100 * np.mean(shares):.0f} %" if shares else "–"
     return (
         f"{_number(curve.mean[-1])} ± {error:.2f}",
         f"{_number(agents[-1].min())} to {_number(agents[-1].max())}",

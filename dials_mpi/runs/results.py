@@ -186,6 +186,14 @@ def references(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
     }
 
 
+def share_above_reference(run: Run) -> float | None:
+    """Share of agents whose last mean return is above that of the best hand-coded controller; None without either."""
+    returns = run.series("evaluate", "mean_return", per_agent=True).values
+    if not len(returns) or not run.references:
+        return None
+    return float((returns[-1] > max(value for value, _ in run.references.values())).mean())
+
+
 def reached(run: Run) -> int:
     """Training steps per agent that the run has records of."""
     return max((record["step"] for record in run.records), default=0)
