@@ -64,11 +64,11 @@ class Comparison:
 FIGURES: dict[str, tuple[str, bool, Callable[[Run, int], float | None]]] = {
     "final return": ("", True, lambda run, last: _return(run, last)[1]),
     "mean return over training": ("", True, lambda run, last: _return(run, last)[0]),
-    "cross-entropy, last round": ("nats", False, lambda run, _: _cross_entropy(run)),
+    "last cross-entropy": ("nats", False, lambda run, _: _cross_entropy(run)),
     "speed": ("agent-steps/s", True, lambda run, _: results.speed(run)),
     "time": ("hours", False, lambda run, _: results.hours(run)),
-    "memory, all ranks": ("MiB", False, lambda run, _: _memory(run, sum)),
-    "memory, largest rank": ("MiB", False, lambda run, _: _memory(run, max)),
+    "memory of all ranks": ("MiB", False, lambda run, _: _memory(run, sum)),
+    "memory of the largest rank": ("MiB", False, lambda run, _: _memory(run, max)),
 }
 """Unit, whether more is better, and the figure of a run; returns up to a step that all runs have come to."""
 
