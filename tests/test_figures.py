@@ -349,7 +349,8 @@ def read_report(*arguments: object) -> tuple[str, Page]:
     return html, page
 
 
-def test_the_report_of_several_runs(runs, tmp_path):
+def test_the_report_of_several_runs(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_FILM_STEPS", 3)
     html, page = read_report(runs["w0"], runs["w1"], runs["gs"], tmp_path / "r.html")
     assert "All 3 runs have finished." in html
     assert "standard error over 2 seeds" in html
