@@ -141,6 +141,15 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
     assert "seed 0 stands for" in notes[0]
 
 
+def test_groups_that_differ_in_much_are_called_by_their_runs(tmp_path):
+    folders = [
+        made_up(tmp_path / name, 0, [1, 2, 3], ppo={"clip": clip, "discount": clip, "gae_lambda": clip})
+        for name, clip in (("a", 0.1), ("b", 0.2))
+    ]
+    groups, _ = results.group_runs(results.open_runs(folders))
+    assert sorted(group.label for group in groups) == ["DIALS, F = 400: a", "DIALS, F = 400: b"]
+
+
 def test_mean_over_training_is_the_area_under_the_curve():
     assert results.mean_over_training(np.array([0, 10, 40]), np.array([0.0, 2.0, 4.0])) == (10 + 90) / 40
     assert results.mean_over_training(np.array([10]), np.array([3.0])) == 3.0
@@ -296,6 +305,14 @@ def test_figures_fit_a_column_can_be_read_and_keep_legend_and_data_apart(runs):
         for legend in figure.legends:
             assert legend.get_window_extent().y0 >= max(axes.bbox.y1 for axes in figure.axes), name
             assert legend.get_window_extent().x1 <= figure.bbox.x1, name
+
+
+def test_many_curves_leave_room_for_themselves(tmp_path):
+    folders = [made_up(tmp_path / str(f), 0, [1, 2, 3], predictor={"interval": f, "epochs": 10}) for f in range(1, 25)]
+    groups, _ = results.group_runs(results.open_runs(folders))
+    figure = figures.learning(groups)
+    figure.canvas.draw()
+    assert all(axes.bbox.height > 1.2 * figure.dpi for axes in figure.axes)
 
 
 def test_curves_differ_in_more_than_their_colour(tmp_path):

@@ -64,7 +64,6 @@ def work(arguments: argparse.Namespace) -> int:
     tell(NAME, [*notes, *results.state_notes(runs)])
     out = arguments.out or (arguments.runs[0] if len(arguments.runs) == 1 else Path()) / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.touch()  # before the work, if it cannot be written
     title = _title(groups)
     with ThreadPoolExecutor(1) as beside:
         episode = beside.submit(_episode, groups, arguments.episode)  # it takes as long as all the rest

@@ -85,7 +85,7 @@ def learning(groups: Sequence[Group], with_published: bool = False) -> Figure | 
     if not curves:
         return None
     with plt.rc_context(STYLE):
-        figure, rows = plt.subplots(2, 1, figsize=(WIDTH, 4.3), sharey=True)
+        figure, rows = plt.subplots(2, 1, figsize=(WIDTH, 3.7), sharey=True)
         looks = _looks(groups)
         unit = _time_unit(curve.hours[-1] for _, curve in curves)
         for group, curve in curves:
@@ -117,7 +117,7 @@ def cross_entropy(groups: Sequence[Group]) -> Figure | None:
     if not curves:
         return None
     with plt.rc_context(STYLE):
-        figure, rows = plt.subplots(2, 1, figsize=(WIDTH, 4.1), sharey=True)
+        figure, rows = plt.subplots(2, 1, figsize=(WIDTH, 3.7), sharey=True)
         looks = _looks(groups)
         unit = _time_unit(after.hours[-1] for _, _, after in curves)
         for group, before, after in curves:
@@ -151,7 +151,7 @@ def sweep(groups: Sequence[Group]) -> Figure | None:
     if len({group.interval for group, _ in curves}) < 2:
         return None
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(WIDTH, 2.6))
+        figure, axes = plt.subplots(figsize=(WIDTH, 2.1))
         looks = _looks(groups)
         for group, curve in curves:
             _line(axes, curve.steps, curve, looks[group])
@@ -179,7 +179,7 @@ def scaling(groups: Sequence[Group], with_published: bool = False) -> Figure | N
     common = lengths.pop() if len(lengths) == 1 else None
     per = common or 1_000_000
     with plt.rc_context(STYLE):
-        figure, rows = plt.subplots(2, 1, figsize=(WIDTH, 4.3), sharex=True)
+        figure, rows = plt.subplots(2, 1, figsize=(WIDTH, 3.7), sharex=True)
         looks = _looks([members[0] for members in families.values()])
         handles = []
         for position, (label, members) in enumerate(families.items()):
@@ -254,7 +254,7 @@ def phases(groups: Sequence[Group]) -> Figure | None:
     if not bars:
         return None
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(WIDTH, 1.45 + 0.42 * len(bars)))
+        figure, axes = plt.subplots(figsize=(WIDTH, 0.75 + 0.42 * len(bars)))
         factor, name = _time_unit(sum(hours) for _, hours in bars)
         for row, (label, hours) in enumerate(bars):
             left = 0.0
@@ -372,14 +372,15 @@ def _finish_over_time(rows, ylabel: str, unit: tuple[float, str]) -> None:
 
 
 def _legend(figure: Figure, handles: list) -> None:
-    """Above the axes, where it hides no data; in two columns if they fit."""
+    """Above the axes, where it hides no data, in two columns if they fit; the figure grows by its height."""
     for handle in handles:
         handle.set_label(textwrap.fill(handle.get_label(), 52))
     for columns in (2, 1):
         legend = figure.legend(handles=handles, loc="outside upper left", ncols=columns, columnspacing=1.0)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
-            return
+            break
         legend.remove()
+    figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
 
 
 def _time_unit(longest_hours) -> tuple[float, str]:

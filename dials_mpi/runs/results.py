@@ -19,6 +19,8 @@ _NO_MATTER = ("seed", "evaluation.", "checkpoint.", "dataset.keep_rounds")
 _PREDICTOR_TRAINING = tuple(
     f"predictor.{key}" for key in ("interval", "learning_rate", "epochs", "minibatch_size", "patience")
 )
+_SETTINGS_IN_A_LABEL = 2
+"""Groups that differ in more than that are told apart by the names of their runs."""
 _OF_NO_USE = {"gs": ("predictor.", "dataset."), "untrained-dials": ("dataset.", *_PREDICTOR_TRAINING)}
 """Settings that a mode does not look at."""
 
@@ -43,6 +45,9 @@ class Group:
         parts = [MODE_NAMES.get(self.mode, self.mode)]
         if self.interval is not None:
             parts.append(f"F = {short(self.interval)}")
+        if len(self.others) > _SETTINGS_IN_A_LABEL:
+            names = [run.name for run in self.runs]
+            return f"{', '.join(parts)}: {', '.join(names[:2])}{' …' if len(names) > 2 else ''}"
         parts += [f"{key.rpartition('.')[2]} = {_plainly(key, value)}" for key, value in self.others]
         return ", ".join(parts)
 
