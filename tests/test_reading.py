@@ -53,15 +53,35 @@ def test_a_run_that_says_it_runs_but_is_silent_has_died(folder):
     assert open_run(folder).state == "died"
 
 
+def test_what_is_put_beside_a_silent_run_does_not_bring_it_to_life(folder):
+    for file in folder.iterdir():
+        os.utime(file, (time.time() - 7200,) * 2)
+    (folder / "report.html").write_text("")
+    assert open_run(folder).state == "died"
+
+
+@pytest.mark.parametrize(
+    ("phase", "key", "per_agent"), [("evaluate", "regret", False), ("reference", "mean_return", True)]
+)
+def test_a_figure_that_records_do_not_have_is_named(folder, phase, key, per_agent):
+    with pytest.raises(UserError, match=f"a record of phase '{phase}' has no '{key}'"):
+        open_run(folder).series(phase, key, per_agent)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         ("config.yaml", None, r"is no run directory: it has no config\.yaml"),
         ("config.yaml", "agents: [", r"config\.yaml: cannot be read"),
         ("config.yaml", "something: else", r"config\.yaml: cannot be read"),
+        ("config.yaml", "agents: four", r"config\.yaml: cannot be read"),
         ("run.json", "{", r"run\.json: cannot be read"),
-        ("metrics.jsonl", "{\n{}\n", r"metrics\.jsonl: cannot be read"),
-        ("timing.jsonl", "x\n", r"timing\.jsonl: cannot be read"),
+        ("run.json", "[]", r"run\.json: cannot be read \(no facts of a run\)"),
+        ("metrics.jsonl", "{\n{}\n", r"metrics\.jsonl: cannot be read \(line 1: "),
+        ("metrics.jsonl", '{"step": 0, "phase": "aip"}\n[1]\n', r"metrics\.jsonl: cannot be read \(line 2: no record"),
+        ("metrics.jsonl", '{"step": 0}\n', r"line 1: no record with step and phase"),
+        ("timing.jsonl", "x\n", r"timing\.jsonl: cannot be read \(line 1: "),
+        ("timing.jsonl", '{"step": 0, "phase": "aip"}\n', r"timing\.jsonl: .*no record with seconds"),
     ],
 )
 def test_what_cannot_be_read_is_named_in_one_line(folder, file, content, message):

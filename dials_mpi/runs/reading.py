@@ -10,10 +10,11 @@ import numpy as np
 import yaml
 
 from dials_mpi.errors import UserError
-from dials_mpi.runs.metrics import read_lines
 
 _STILL_GOING_SECONDS = 1200
 """A run that is alive writes more often: a checkpoint every ten minutes, unless it is told otherwise."""
+_WRITTEN_BY_A_RUN = ("run.json", "metrics.jsonl", "timing.jsonl", "policies.npz", "checkpoints", "influence", "scratch")
+"""Signs of life; a report that somebody writes beside them is none."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Run:
         state = self.facts.get("state", "unknown")
         if state != "running":
             return state
-        newest = max((item.stat().st_mtime for item in self.path.iterdir()), default=0.0)
+        items = [self.path / name for name in _WRITTEN_BY_A_RUN]
+        newest = max((item.stat().st_mtime for item in items if item.exists()), default=0.0)
         return "running" if time.time() - newest < _STILL_GOING_SECONDS else "died"
 
     def series(self, phase: str, key: str, per_agent: bool = False) -> Series:
@@ -70,13 +72,20 @@ class Run:
             phase: `reference`, `evaluate`, `learn` or `aip`.
             key: of the records of that phase.
             per_agent: each agent's figure instead of the mean.
+
+        Raises:
+            UserError: a record of that phase has no such figure, or not one for each agent.
         """
         rows = [record for record in self.records if record["phase"] == phase]
-        if per_agent:
-            values = [record["per_agent"][key] for record in rows]
-            values = np.array(values, np.float64).reshape(len(rows), -1 if rows else self.n_agents)
-        else:
-            values = np.array([record[key] for record in rows], np.float64)
+        try:
+            values = [(record["per_agent"] if per_agent else record)[key] for record in rows]
+            values = np.array(values, np.float64).reshape((len(rows), self.n_agents) if per_agent else len(rows))
+        except (KeyError, TypeError, ValueError):
+            whose = f", a number for each of {self.n_agents} agents" if per_agent else ", a number"
+            raise UserError(
+                f"{self.path / 'metrics.jsonl'}: a record of phase {phase!r} has no {key!r}{whose}; "
+                "was it written by another version?"
+            ) from None
         steps = np.array([record["step"] for record in rows], np.int64)
         return Series(steps, np.array([record["seconds"] for record in rows], np.float64), values)
 
@@ -107,14 +116,36 @@ def open_run(path: Path) -> Run:
     file = path / "config.yaml"
     try:
         configuration = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(configuration, dict) or "agents" not in configuration:
+        if not isinstance(configuration, dict) or not isinstance(configuration.get("agents"), int):
             raise ValueError("no configuration of a run")
         file = path / "run.json"
         facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        records, timing = (
-            read_lines(file) if (file := path / name).exists() else [] for name in ("metrics.jsonl", "timing.jsonl")
-        )
+        if not isinstance(facts, dict):
+            raise ValueError("no facts of a run")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file}: cannot be read ({error})".replace("\n", " ")) from error
+    records = _read(path / "metrics.jsonl", ("step", "phase"))
+    timing = _read(path / "timing.jsonl", ("seconds",))
     merged = [{**record, "seconds": times["seconds"]} for record, times in zip(records, timing, strict=False)]
     return Run(path, configuration, facts, merged)
+
+
+def _read(file: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The records of a file, none if it is not there; a last line that is being written is left out.
+
+    Raises:
+        UserError: it cannot be read, or a line is no record with these keys.
+    """
+    records = []
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+        for number, line in enumerate(lines, 1):
+            record = json.loads(line)
+            if not isinstance(record, dict) or any(key not in record for key in keys):
+                raise ValueError(f"line {number}: no record with {' and '.join(keys)}")
+            records.append(record)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: cannot be read (line {len(records) + 1}: {error.msg})") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
+    return records
