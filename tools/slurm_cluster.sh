@@ -39,6 +39,7 @@ print(*free[:3])')
     host=$(hostname -s)
     # cred_expire: a requeued job waits until the credential of its last start has expired, by default for two minutes, at
     # least for 5 s.
+    # FirstJobId: MPI libraries name what they share in a host's memory after the job, also of two such clusters.
     # TmpFS: plugins put things there under names that only differ between hosts.
     # sched_interval: the scheduler looks for jobs whose time has come that often, by default every minute.
     cat >"$SLURM_CONF" <<END
@@ -49,6 +50,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket=$socket,cred_expire=5
+FirstJobId=$((RANDOM * 1000 + 1))
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool/%n
 TmpFS=$folder/tmp/%n
