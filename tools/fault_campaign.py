@@ -76,6 +76,22 @@ POINTS = {
 """Where `runs.faults` can strike: on which ranks, and about how often a run of the warehouse comes by."""
 
 
+_HEADER = f"""\
+# Faults, and what becomes of a run
+
+Made by `tools/fault_campaign.py`: {RANKS} ranks train {AGENTS} agents, a fault comes, the run is resumed, and its end
+is compared with that of an undisturbed run, to the last byte of metrics, policies, optimisers, predictors, datasets.
+
+- *job over within*: from the fault until no process of the job is left, at most; –: files were damaged between two
+  starts.
+- *most steps lost*: training steps between the last record before the fault and the checkpoint that the run went on
+  from.
+- *named*: trials in which the program said in a line what was wrong. It cannot when it is killed. A damaged checkpoint
+  is passed over for the one before; any other damaged file stops the resumption and is restored by hand, as the line
+  says.
+"""
+
+
 @dataclass
 class Trial:
     """What came of one fault; one line of `trials.jsonl`."""
@@ -479,7 +495,7 @@ def main() -> int:
     print(text)
     print(f"everything is in {folder}")
     if arguments.out:
-        arguments.out.write_text(text + "\n")
+        arguments.out.write_text(f"{_HEADER}\n{text}\n")
     return int(any(trial.wrong for trial in shown))
 
 
