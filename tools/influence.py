@@ -23,7 +23,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -186,7 +186,8 @@ def add_predictor_distances(run: Run, rounds: list[AgentRound]) -> None:
         print(f"influence: ξ is left out: {error}", file=sys.stderr)
         return
     settings = PredictorSettings(**run.configuration["predictor"])
-    for number in pairs:
+
+    def compare(number: int) -> None:
         agents = sorted(by_round[number].keys() & by_round[number - 1].keys())
         now, then = ([by_round[n][agent] for agent in agents] for n in (number, number - 1))
         sources, classes = now[0].marginals.shape
@@ -202,9 +203,11 @@ def add_predictor_distances(run: Run, rounds: list[AgentRound]) -> None:
                     f"{run.path}: the predictors of round {number} are not those of config.yaml ({error})"
                 ) from None
             predicted.append(predictor.probabilities(histories))
-        distances = predictor_distance(*predicted).mean(axis=(1, 2))
-        for item, distance in zip(now, distances, strict=True):
+        for item, distance in zip(now, predictor_distance(*predicted).mean(axis=(1, 2)), strict=True):
             item.figures["ξ"] = float(distance)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compare, pairs))
 
 
 def show(run: Run, rounds: Sequence[AgentRound], reward_bound: float) -> None:

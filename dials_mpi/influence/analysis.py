@@ -59,22 +59,20 @@ def mutual_information(sources: np.ndarray, history: np.ndarray, classes: int) -
 def autocorrelation(sources: np.ndarray, classes: int, lags: int) -> np.ndarray:
     """[U, lags] of each source with itself 1 … `lags` steps later in the same episode.
 
-    Of the classes' indicators, summed over classes before dividing by the variance: 1 if a class always stays what it
-    is, 0 if the next one does not depend on it. A source that never changes has 0.
+    How much more often than by chance it is what it was: (P(u_t = u_{t+k}) - Σ_c p_c²) / (1 - Σ_c p_c²), which is the
+    correlation for two classes. 1 if it always stays what it is, 0 if the next one does not depend on it, or if it never
+    changes.
 
     Args:
         sources: [E, T, U] uint8, T > lags.
     """
-    centred = indicators(sources, classes)
-    centred -= marginals(sources, classes).astype(np.float32)
-
-    def covariance(lag: int) -> np.ndarray:
-        one, other = centred[:, : centred.shape[1] - lag], centred[:, lag:]
-        return np.einsum("etuc,etuc->u", one, other) / (one.shape[0] * one.shape[1])
-
-    variance = covariance(0)
-    result = np.stack([covariance(lag) for lag in range(1, lags + 1)], axis=-1)
-    return result / np.where(variance > 0, variance, np.inf)[:, None]
+    by_chance = (marginals(sources, classes) ** 2).sum(axis=-1)
+    same = [(sources[:, :-lag] == sources[:, lag:]).mean(axis=(0, 1)) for lag in range(1, lags + 1)]
+    varies = by_chance < 1
+    return (
+        np.where(varies[:, None], np.stack(same, axis=-1) - by_chance[:, None], 0)
+        / np.where(varies, 1 - by_chance, 1)[:, None]
+    )
 
 
 def total_variation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
