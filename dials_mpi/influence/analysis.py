@@ -60,8 +60,8 @@ def autocorrelation(sources: np.ndarray, classes: int, lags: int) -> np.ndarray:
     """[U, lags] of each source with itself 1 … `lags` steps later in the same episode.
 
     How much more often than by chance it is what it was: (P(u_t = u_{t+k}) - Σ_c p_c²) / (1 - Σ_c p_c²), which is the
-    correlation for two classes. 1 if it always stays what it is, 0 if the next one does not depend on it, or if it never
-    changes.
+    correlation for two classes. 1 if it always stays what it is, 0 if the next one does not depend on it, or if it
+    never changes.
 
     Args:
         sources: [E, T, U] uint8, T > lags.
