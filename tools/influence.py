@@ -49,6 +49,7 @@ from dials_mpi.influence.analysis import (  # noqa: E402
     total_variation,
 )
 from dials_mpi.influence.dataset import read_rounds  # noqa: E402
+from dials_mpi.runs.offline import Parser, run_tool  # noqa: E402
 from dials_mpi.runs.reading import Run, open_run  # noqa: E402
 from dials_mpi.simulators.interface import Influence  # noqa: E402
 
@@ -78,8 +79,8 @@ class AgentRound:
     """[P] float32."""
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("influence", __doc__)
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write agents.csv and sources.csv there")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw heat maps over the grid of agents")
@@ -90,21 +91,19 @@ def main() -> int:
     parser.add_argument(
         "--reward-bound", type=float, default=1.0, metavar="R", help="largest |reward| of a step (1, both domains')"
     )
-    arguments = parser.parse_args()
-    try:
-        run = open_run(arguments.run)
-        rounds = read(run, arguments.lags, arguments.histories)
-        if arguments.histories:
-            add_predictor_distances(run, rounds)
-        show(run, rounds, arguments.reward_bound)
-        if arguments.csv:
-            write_tables(arguments.csv, rounds)
-        if arguments.figure:
-            draw(run, rounds, arguments.figure)
-    except UserError as error:
-        print(f"influence: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(parser, work, arguments)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    run = open_run(arguments.run)
+    rounds = read(run, arguments.lags, arguments.histories)
+    if arguments.histories:
+        add_predictor_distances(run, rounds)
+    show(run, rounds, arguments.reward_bound)
+    if arguments.csv:
+        write_tables(arguments.csv, rounds)
+    if arguments.figure:
+        draw(run, rounds, arguments.figure)
 
 
 def read(run: Run, lags: int, histories: int) -> list[AgentRound]:

@@ -78,13 +78,9 @@ def cut_back(folder: Path, written: dict[str, dict[str, Any]]) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run in order."""
-    return read_lines(folder / "metrics.jsonl")
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """A JSON object a line; a last line that is being written, or that a crash has cut off, is left out."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+    """The records of a run in order; a last line that was cut off by a crash is left out."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
 
 
 def _timing(record: dict[str, Any], seconds: float) -> dict[str, Any]:
