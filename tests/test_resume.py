@@ -51,6 +51,25 @@ def test_a_run_stopped_at_every_boundary_ends_as_one_that_was_not(command_line, 
     assert differences(runs / "whole", runs / "parts") == []
 
 
+@pytest.mark.parametrize(("name", "ranks"), [("warehouse dials", 3), ("traffic dials", 0)])
+def test_a_run_stopped_in_the_middle_of_aip_training_ends_as_one_that_was_not(command_line, name, ranks):
+    runs = command_line.folder / "runs"
+    arguments = [*RUNS[name], "--agents=4", "--set=predictor.epochs=6", "--seed=4"]
+    whole = command_line(*arguments, "--name=whole", ranks=ranks)
+    assert whole.returncode == 0, whole.stderr
+    stop = {"DIALS_MPI_FAULT": "bit of work:3:USR1"}
+    result = command_line(*arguments, EVERY_UNIT, "--name=parts", ranks=ranks, **stop)
+    assert result.returncode == 75, result.stderr
+    assert newest_whole(runs / "parts" / "checkpoints")[1]["updates"] == 0, "the round is to be done again"
+    assert "AIP training 0" not in result.stdout
+    result = command_line("--resume=runs/parts", ranks=ranks, DIALS_MPI_FAULT="bit of work:12:USR1")
+    assert result.returncode == 75, result.stderr
+    assert newest_whole(runs / "parts" / "checkpoints")[1]["updates"] > 0
+    result = command_line("--resume=runs/parts", ranks=ranks)
+    assert result.returncode == 0, result.stderr
+    assert differences(runs / "whole", runs / "parts") == []
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, "STOP"])
 def test_every_way_to_stop_leads_to_a_checkpoint_and_exit_code_75(command_line, how):
     steps = ["--steps=100000000", "--set=evaluation.interval=10000000", "--set=predictor.interval=10000000", EVERY_UNIT]

@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from dials_mpi.runs import faults
 from dials_mpi.runs.checkpoint import begin, partial_folder, publish, read_agents, shard_name, write_shard
 from dials_mpi.runs.directory import versions
 from dials_mpi.runs.stopping import StopFlag, Unfinished
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,34 @@ class Checkpointing:
     def finish(self, updates: int) -> None:
         """The last boundary of a run, with a checkpoint."""
         self._meet(updates, write=True)
+
+    def in_step(self, work: Generator[None, None, T] | None) -> tuple[T | None, bool]:
+        """Does work whose middle cannot be written down, while all ranks meet as often as at boundaries.
+
+        Args:
+            work: of this rank, a bit at a time; None if it has none.
+
+        Returns:
+            What `work` has come to, None without; and whether all ranks have given up because one of them has been
+            asked to stop. What `work` has changed by then is to be undone, and a `boundary` stops the run.
+        """
+        result, bits, begin = None, 1, time.monotonic()
+        while True:
+            try:
+                for _ in range(bits if work else 0):
+                    next(work)
+            except StopIteration as end:
+                result, work = end.value, None
+            faults.point("bit of work")
+            self._exchange.barrier()
+            pace = (time.monotonic() - begin) / bits
+            begin = time.monotonic()
+            wish = np.array([self._stop.reason is not None, work is not None, 1], np.int64)
+            if self._rank == 0 and pace:
+                wish[2] = max(1, min(int(self._configuration.checkpoint.boundary_seconds / pace), 10**9))
+            stop, busy, bits = self._exchange.greatest(wish).tolist()
+            if stop or not busy:
+                return result, bool(stop and busy)
 
     def evaluated(self, updates: int, mean_return: float | None) -> bool:
         """The state now may be the best so far, of which a checkpoint is kept beside the newest.

@@ -14,8 +14,7 @@ from dials_mpi.config import Configuration
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, episodes_and_batches
 from dials_mpi.influence.dataset import InfluenceDataset, write_round
-from dials_mpi.influence.predictor import InfluencePredictor
-from dials_mpi.influence.predictor import train as train_predictor
+from dials_mpi.influence.predictor import InfluencePredictor, train_by_epochs
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Rollout
@@ -41,12 +40,7 @@ def train(session: Session) -> None:
         for segment in session.segments():  # line 2
             if segment.round is not None:
                 dataset = collect_datasets(session, segment)  # line 3
-                with clock("aip_training"):  # lines 4 to 6
-                    permutations = stream(c.seed, "predictor/minibatches", round_=segment.round)
-                    losses = np.zeros((0, 2), np.float32)
-                    if session.agents:
-                        before_after = train_predictor(predictor, dataset, c.dataset.test_fraction, permutations)
-                        losses = np.stack(before_after, axis=1)
+                losses = train_predictors(session, segment, predictor, dataset)  # lines 4 to 6
                 save_datasets(session, segment, dataset, losses, predictor)
                 session.log_predictors(segment.round, segment.updates.start, losses)
             for number, updates in session.units(segment):
@@ -80,6 +74,27 @@ def collect_datasets(session: Session, segment: Segment) -> InfluenceDataset:
             first += size
             session.checkpoints.boundary(segment.updates.start, always=True)
     return dataset
+
+
+def train_predictors(
+    session: Session, segment: Segment, predictor: InfluencePredictor, dataset: InfluenceDataset
+) -> np.ndarray:
+    """Lines 4 to 6: every owner trains its AIPs; [A, 2] float32, held-out cross-entropy before and after.
+
+    Between two epochs the run may stop. The AIPs are then what they were before, and the round is done again.
+    """
+    c, network = session.configuration, predictor.network
+    before = network.parameters.clone()
+    epochs = None
+    if session.agents:
+        permutations = stream(c.seed, "predictor/minibatches", round_=segment.round)
+        epochs = train_by_epochs(predictor, dataset, c.dataset.test_fraction, permutations)
+    with session.clock("aip_training"):
+        losses, given_up = session.checkpoints.in_step(epochs)
+    if given_up:
+        network.parameters.copy_(before)
+        session.checkpoints.boundary(segment.updates.start, always=True)
+    return np.stack(losses, axis=1) if losses else np.zeros((0, 2), np.float32)
 
 
 def save_datasets(

@@ -1,6 +1,6 @@
 """The approximate influence predictors (AIPs) Î_θi(u_i | l_i) of a block of agents, and their training."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
@@ -118,7 +118,19 @@ class InfluencePredictor:
 def train(
     predictor: InfluencePredictor, dataset: InfluenceDataset, test_fraction: float, permutations: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Trains the AIPs of a block on their datasets by cross-entropy (Algorithm 1, line 5).
+    """`train_by_epochs` from beginning to end; returns what that returns."""
+    epochs = train_by_epochs(predictor, dataset, test_fraction, permutations)
+    while True:
+        try:
+            next(epochs)
+        except StopIteration as end:
+            return end.value
+
+
+def train_by_epochs(
+    predictor: InfluencePredictor, dataset: InfluenceDataset, test_fraction: float, permutations: np.random.Generator
+) -> Generator[None, None, tuple[np.ndarray, np.ndarray]]:
+    """Trains the AIPs of a block on their datasets by cross-entropy (Algorithm 1, line 5); yields after each epoch.
 
     The last episodes are held out. Each agent keeps the parameters of the epoch with its best held-out loss, the ones
     it came with included, and stops after `patience` epochs without a better one. The optimiser starts afresh: old
@@ -176,5 +188,6 @@ def train(
         waited = torch.where(better, 0, waited + 1)
         if bool((waited >= settings.patience).all()):
             break
+        yield
     network.parameters.copy_(best_parameters)
     return before.numpy(), best.numpy()
