@@ -16,7 +16,7 @@ from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.waiting import wait
 from dials_mpi.runs.checkpoint import clear_after, newest_whole
 from dials_mpi.runs.clock import Clock, format_summary
-from dials_mpi.runs.directory import RunDirectory, record_failure
+from dials_mpi.runs.directory import RunDirectory, lock, read_facts, record_failure
 from dials_mpi.runs.metrics import cut_back
 from dials_mpi.runs.stopping import StopFlag, Unfinished
 from dials_mpi.runs.tensorboard import check_installed
@@ -25,6 +25,8 @@ from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import BUILT_IN, make_domain
 
 _AGENTS_IN_ONE_PROCESS = 4
+_PATIENCE = 150.0
+"""Seconds that a job which comes back waits for what is left of its last start."""
 
 
 def run(comm, arguments: argparse.Namespace) -> int:
@@ -44,6 +46,8 @@ def run(comm, arguments: argparse.Namespace) -> int:
     with AbortOnException(comm, clock) as guard, StopFlag(arguments.max_hours) as stop:
         with clock("start"):
             outcome = _agree(comm, arguments)
+        if outcome is None:
+            return 0
         if not isinstance(outcome, UserError):
             return _work(comm, clock, guard, stop, *outcome)
     raise outcome
@@ -75,16 +79,16 @@ def _work(
 
         from dials_mpi.algorithms.checkpointing import Resumed
         from dials_mpi.algorithms.modes import BY_MODE
-        from dials_mpi.algorithms.session import Record, Session
+        from dials_mpi.algorithms.session import Record, Session, plan
+        from dials_mpi.influence.dataset import drop_rounds
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        checkpoint = None
-        if resumed:
-            _drop_rounds(
-                configuration, domain.horizon, layout.agents(comm.rank), resumed[1].get("updates", 0), Path(path)
-            )
-            checkpoint = Resumed(Path(resumed[0]), resumed[1]) if resumed[0] else None
+        checkpoint = Resumed(Path(resumed[0]), resumed[1]) if resumed and resumed[0] else None
         done = checkpoint.manifest["updates"] if checkpoint else 0
+        if resumed:
+            rounds = _rounds_before(plan(configuration, domain.horizon), done)
+            for agent in layout.agents(comm.rank):
+                drop_rounds(Path(path) / "influence" / f"agent_{agent:04d}.h5", rounds)
         record = Record(directory, configuration, domain, done) if directory else None
         if record:
             record.progress.say(f"{directory.path}: {configuration.mode} on {domain.name}, {layout}")
@@ -108,14 +112,25 @@ def _work(
     return code
 
 
-def _drop_rounds(configuration: Configuration, horizon: int, agents: range, done: int, path: Path) -> None:
-    """Takes out of the agents' datasets what was collected after `done` updates."""
-    from dials_mpi.algorithms.session import plan
-    from dials_mpi.influence.dataset import drop_rounds
+def _rounds_before(segments: list, done: int) -> int:
+    """Number of AIP trainings that precede the first `done` updates."""
+    return len([s for s in segments if s.round is not None and s.updates.start < done])
 
-    rounds = [s for s in plan(configuration, horizon) if s.round is not None and s.updates.start < done]
-    for agent in agents:
-        drop_rounds(path / "influence" / f"agent_{agent:04d}.h5", len(rounds))
+
+def _check_datasets(path: Path, configuration: Configuration, rounds: int) -> None:
+    """Reads what the datasets of a run are to keep, before anything of the run is touched.
+
+    Raises:
+        UserError: a file is damaged. One that is not there is mentioned, and does without its earlier rounds.
+    """
+    from dials_mpi.influence.dataset import check_rounds
+
+    for agent in range(configuration.agents if rounds else 0):
+        file = path / "influence" / f"agent_{agent:04d}.h5"
+        if file.exists():
+            check_rounds(file, rounds)
+        else:
+            print(f"dials_mpi: {file}: not there; goes on without its earlier rounds", file=sys.stderr, flush=True)
 
 
 def _cores(comm) -> int:
@@ -125,13 +140,13 @@ def _cores(comm) -> int:
     return len({(host, core) for host, cores in comm.allgather((platform.node(), list(mine))) for core in cores})
 
 
-def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple:
+def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple | None:
     """Rank 0 reads the configuration and makes the run directory; all ranks get the same outcome, good or bad.
 
     Returns:
-        What is wrong with the input; or the configuration's values, what is resumed (None for a new run, else the path
-        of a checkpoint, or None for the beginning, and its manifest), the path of the run directory (None in a dry run)
-        and, on rank 0 only, the run directory.
+        What is wrong with the input; None if there is nothing left to do; or the configuration's values, what is
+        resumed (None for a new run, else the path of a checkpoint, or None for the beginning, and its manifest), the
+        path of the run directory (None in a dry run) and, on rank 0 only, the run directory.
     """
     outcome = directory = None
     if comm.rank == 0:
@@ -140,7 +155,10 @@ def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple:
             defaults = comm.size - 1 or _AGENTS_IN_ONE_PROCESS
             layers = cli.layers(arguments)
             if run_path:
-                stored = [(str(run_path / "config.yaml"), load_yaml(run_path / "config.yaml"))]
+                file = run_path / "config.yaml"
+                stored = [(str(file), load_yaml(file))]
+                if "env" not in stored[0][1]:
+                    raise UserError(f"{file}: no configuration of a run: it has no env; restore it")
                 # With auto the command line stands for itself, as it did when the run was started.
                 configuration = resolve(layers if arguments.resume == "auto" else stored + layers, defaults)
                 refuse_changes(resolve(stored, defaults), configuration, run_path)
@@ -157,6 +175,8 @@ def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple:
             if not arguments.dry_run:
                 from mpi4py import MPI
 
+                from dials_mpi.algorithms.session import plan
+
                 facts = {
                     "seed": configuration.seed,
                     "ranks": comm.size,
@@ -164,10 +184,18 @@ def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple:
                     "mpi_library": MPI.Get_library_version().partition("\n")[0].strip("\0 "),
                 }
                 if run_path:
+                    held = lock(run_path, _PATIENCE if arguments.resume == "auto" else 0)
                     resumed = _newest_checkpoint(run_path, stored[0][1])
-                    step = resumed[1].get("step", 0)
+                    step, done = resumed[1].get("step", 0), resumed[1].get("updates", 0)
+                    segments = plan(configuration, domain.horizon)
+                    total = segments[-1].updates.stop
+                    if done > total or (done == total and read_facts(run_path).get("state") == "finished"):
+                        print(f"{run_path} has come to step {step:,} already: nothing to do", flush=True)
+                        held.close()
+                        raise _NothingToDo
+                    _check_datasets(run_path, configuration, _rounds_before(segments, done))
                     cut_back(run_path, resumed[1].get("metrics", {}))
-                    directory = RunDirectory.reopen(run_path, configuration.to_yaml(), step, facts)
+                    directory = RunDirectory.reopen(run_path, held, configuration.to_yaml(), step, facts)
                     clear_after(run_path / "checkpoints", step)
                 else:
                     path = arguments.runs / (arguments.name or _default_name(configuration, domain))
@@ -176,9 +204,15 @@ def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple:
             outcome = configuration.model_dump(mode="json"), resumed, path
         except UserError as error:
             outcome = error
+        except _NothingToDo:
+            pass
     wait(comm.Ibarrier())  # polite, while rank 0 reads and the others are still starting
     outcome = comm.bcast(outcome, root=0)
-    return outcome if isinstance(outcome, UserError) else (*outcome, directory)
+    return outcome if outcome is None or isinstance(outcome, UserError) else (*outcome, directory)
+
+
+class _NothingToDo(Exception):  # noqa: N818 - no error
+    """The run that is to be resumed has come to its end."""
 
 
 def resume_path(arguments: argparse.Namespace) -> Path | None:
@@ -230,6 +264,10 @@ def _newest_checkpoint(path: Path, stored: dict) -> tuple[str | None, dict]:
     checkpoint, manifest, complaints = newest_whole(path / "checkpoints")
     for complaint in complaints:
         print(f"dials_mpi: checkpoint passed over: {complaint}", file=sys.stderr, flush=True)
+    if checkpoint is None and not complaints and read_facts(path).get("state") in ("finished", "stopped"):
+        raise UserError(
+            f"--resume: {path} has no checkpoint any more, and beginning again would lose its results; start a new run"
+        )
     if checkpoint is None and complaints:
         raise UserError(
             f"--resume: {path} has no whole checkpoint: {complaints[0]}; start a new run, or "

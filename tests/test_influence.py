@@ -15,7 +15,7 @@ from dials_mpi.config import NetworkSettings, PredictorSettings
 from dials_mpi.errors import UserError
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, episodes_and_batches
-from dials_mpi.influence.dataset import InfluenceDataset, drop_rounds, read_rounds, write_round
+from dials_mpi.influence.dataset import InfluenceDataset, check_rounds, read_rounds, write_round
 from dials_mpi.influence.predictor import InfluencePredictor, train
 from dials_mpi.learning.policy import Policy
 from dials_mpi.runs.files import replace_durably
@@ -271,7 +271,7 @@ def test_every_flipped_bit_is_recognised_or_harmless(tmp_path, small_dataset):
         changed[position] ^= 1 << position % 8
         path.write_bytes(changed)
         try:
-            drop_rounds(path, 1)
+            check_rounds(path, 1)
         except UserError as error:
             recognised += str(error).startswith(f"{path}: damaged")
         else:
@@ -319,10 +319,11 @@ def test_dropping_rounds_leaves_the_memory_of_the_process_whole(tmp_path, small_
     script = f"""
 from pathlib import Path
 import shutil
-from dials_mpi.influence.dataset import drop_rounds
+from dials_mpi.influence.dataset import check_rounds, drop_rounds
 path = Path({str(tmp_path / "agent.h5")!r})
 for _ in range(20):
     shutil.copy(path.with_name("whole.h5"), path)
+    check_rounds(path, 2)
     drop_rounds(path, 2)
 """
     for round_ in range(3):

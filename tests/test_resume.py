@@ -201,7 +201,9 @@ def test_the_two_newest_and_the_best_checkpoint_are_kept(command_line):
             lambda content: content.replace(b"clip: 0.2", b"clip: 0.3"),
             "--resume: runs/parts/config.yaml",
         ),
+        ("config.yaml", lambda content: b"", "runs/parts/config.yaml: no configuration of a run"),
         ("run.json", cut, "runs/parts/run.json: damaged"),
+        ("run.json", lambda content: b"null", "runs/parts/run.json: damaged"),
     ],
 )
 def test_other_damaged_files_are_named_and_nothing_is_touched(command_line, parts, file, damage, message):
@@ -213,14 +215,42 @@ def test_other_damaged_files_are_named_and_nothing_is_touched(command_line, part
     assert before == {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
 
 
-def test_a_damaged_dataset_is_named(command_line, parts):
+def test_a_damaged_dataset_is_named_and_nothing_is_touched(command_line, parts):
     file = parts / "influence" / "agent_0002.h5"
     file.write_bytes(cut(file.read_bytes()))
+    before = {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
     result = command_line("--resume=runs/parts")
-    assert result.returncode != 0
-    assert "influence/agent_0002.h5: damaged" in result.stderr
+    assert result.returncode == 2
+    assert "runs/parts/influence/agent_0002.h5: damaged" in one_line(result)
+    assert before == {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
     file.unlink()  # the remedy
-    assert command_line("--resume=runs/parts").returncode == 0
+    result = command_line("--resume=runs/parts")
+    assert result.returncode == 0
+    assert one_line(result).endswith("influence/agent_0002.h5: not there; goes on without its earlier rounds")
+
+
+def test_two_processes_cannot_work_on_one_run(command_line):
+    endless = ["--steps=100000000", "--set=evaluation.interval=10000000", EVERY_UNIT]
+    process = command_line.start("--env=warehouse", "--name=one", *SMALL, *endless)
+    folder = command_line.folder / "runs" / "one"
+    wait_for(lambda: (folder / "influence" / "agent_0003.h5").exists(), process)
+    result = command_line("--resume=runs/one")
+    assert result.returncode == 2
+    assert one_line(result) == (
+        "dials_mpi: runs/one: another process is at work on this run; wait for its end, or stop it"
+    )
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
+
+
+def test_results_are_not_lost_with_their_checkpoints(command_line, parts):
+    shutil.rmtree(parts / "checkpoints")
+    before = {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
+    result = command_line("--resume=runs/parts")
+    assert result.returncode == 2
+    assert "runs/parts has no checkpoint any more" in one_line(result)
+    assert before == {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
 
 
 def test_a_checkpoint_that_was_being_written_is_swept_away(command_line, parts):
@@ -310,10 +340,12 @@ def test_auto_starts_goes_on_and_leaves_what_is_finished(command_line):
     assert command_line(*arguments, EVERY_UNIT, AT_ONCE).returncode == 75
     assert command_line(*arguments).returncode == 0
     folder = command_line.folder / "runs" / "auto"
-    before = (folder / "metrics.jsonl").read_bytes()
-    result = command_line(*arguments)
-    assert result.returncode == 0, result.stderr
-    assert (folder / "metrics.jsonl").read_bytes() == before
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for more in ([], ["--steps=800"]):
+        result = command_line(*arguments, *more)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == "runs/auto has come to step 1,600 already: nothing to do\n"
+        assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_a_finished_run_can_be_made_longer(command_line):

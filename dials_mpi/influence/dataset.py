@@ -55,30 +55,19 @@ class InfluenceDataset:
 
 
 def drop_rounds(path: Path, first: int) -> None:
-    """Takes rounds from `first` on out of an agent's file, which is whole before and after; harmless without a file.
-
-    All that stays is read once, which finds every damage: the file has checksums throughout, but for text attributes.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path.with_suffix(".h5.tmp").unlink(missing_ok=True)
+    """Takes rounds from `first` on out of an agent's file, which is whole before and after; harmless without a file."""
+    temporary = path.with_suffix(".h5.tmp")
+    temporary.unlink(missing_ok=True)
     if not path.exists():
         return
-    temporary = path.with_suffix(".h5.tmp")
-    try:
-        _read_through(path, first)
-        # Opened anew: HDF5 2.0 writes where it must not when it copies a dataset that is open and has been read.
-        with h5py.File(path, "r") as old:
-            kept = [name for name in sorted(old) if _number(name) < first]
-            if len(kept) == len(old):
-                return
-            with h5py.File(temporary, "w", libver=_CHECKSUMMED) as file:
-                for name in kept:
-                    old.copy(name, file)
-                file.attrs.update(old.attrs)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged ({error}); move it away to go on without its earlier rounds") from error
+    with h5py.File(path, "r") as old:
+        kept = [name for name in sorted(old) if _number(name) < first]
+        if len(kept) == len(old):
+            return
+        with h5py.File(temporary, "w", libver=_CHECKSUMMED) as file:
+            for name in kept:
+                old.copy(name, file)  # of none of which anything may be open: HDF5 2.0 then corrupts its memory
+            file.attrs.update(old.attrs)
     if kept:
         replace_durably(temporary, path)
     else:
@@ -86,20 +75,27 @@ def drop_rounds(path: Path, first: int) -> None:
         path.unlink()
 
 
+def check_rounds(path: Path, first: int) -> None:
+    """Reads every number of the rounds before `first`; the file has checksums throughout, but for text attributes.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            dict(file.attrs)
+            for name in file:
+                if _number(name) < first:
+                    dict(file[name].attrs)
+                    for field in file[name]:
+                        dict(file[name][field].attrs)
+                        file[name][field][()]
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged ({error}); move it away to go on without its earlier rounds") from error
+
+
 def _number(name: str) -> int:
     return int(name.removeprefix("round_"))
-
-
-def _read_through(path: Path, first: int) -> None:
-    """Every number of the rounds before `first`, for HDF5 to check."""
-    with h5py.File(path, "r") as file:
-        dict(file.attrs)
-        for name in file:
-            if _number(name) < first:
-                dict(file[name].attrs)
-                for field in file[name]:
-                    dict(file[name][field].attrs)
-                    file[name][field][()]
 
 
 def write_round(

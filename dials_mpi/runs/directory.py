@@ -1,5 +1,6 @@
 """A run directory: everything needed to analyse and report a run, without MPI."""
 
+import fcntl
 import json
 import os
 import platform
@@ -9,7 +10,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dials_mpi.errors import UserError
 from dials_mpi.runs.files import replace_durably
@@ -44,6 +45,7 @@ class RunDirectory:
             (new / "config.yaml").write_text(configuration_yaml, encoding="utf-8")
             _write_facts(new, self._facts)
             new.rename(path)
+            self._lock = lock(path)
         except FileExistsError:
             raise UserError(
                 f"{path}: this run directory exists already; choose another --name, or move it away"
@@ -54,16 +56,20 @@ class RunDirectory:
             ) from None
 
     @classmethod
-    def reopen(cls, path: Path, configuration_yaml: str, step: int, facts: dict[str, Any]) -> "RunDirectory":
+    def reopen(cls, path: Path, held: IO, configuration_yaml: str, step: int, facts: dict[str, Any]) -> "RunDirectory":
         """The directory of a run that goes on from `step`.
+
+        Args:
+            held: what `lock` returned.
 
         Raises:
             UserError: it cannot be read or written.
         """
         self = cls.__new__(cls)
         self.path = path
+        self._lock = held
+        self._facts = read_facts(path)
         try:
-            self._facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
             self.influence.mkdir(exist_ok=True)
             temporary = path / "config.yaml.tmp"
             temporary.write_text(configuration_yaml, encoding="utf-8")
@@ -78,8 +84,6 @@ class RunDirectory:
             self.update(state="running", versions=versions(), git_revision=git_revision(), resumed=sessions)
         except OSError as error:
             raise UserError(f"{error.filename or path}: cannot be used ({error.strerror})") from error
-        except ValueError as error:
-            raise UserError(f"{path / 'run.json'}: damaged ({error}); restore it, or start a new run") from error
         return self
 
     @property
@@ -93,6 +97,55 @@ class RunDirectory:
 
     def finish(self, summary: dict[str, Any], state: str = "finished") -> None:
         self.update(state=state, ended=_now(), summary=summary)
+        self._lock.close()
+
+
+def lock(path: Path, patience: float = 0.0) -> IO:
+    """Makes sure that no other process works on a run directory, until what is returned is closed or this one ends.
+
+    Args:
+        patience: seconds to wait for another one to end. On shared file systems the lock of a machine that has died
+            outlives it by a minute or two.
+
+    Raises:
+        UserError: another one does, or the directory cannot be written.
+    """
+    try:
+        held = (path / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be used ({error.strerror})") from error
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                held.close()
+                raise UserError(
+                    f"{path}: another process is at work on this run; wait for its end, or stop it"
+                ) from None
+            time.sleep(1)
+            continue
+        except OSError:  # file systems without locks exist; there nobody is kept out
+            pass
+        return held
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """`run.json` of a run directory.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError("no facts of a run")
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be used ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path / 'run.json'}: damaged ({error}); restore it, or start a new run") from error
+    return facts
 
 
 def record_failure(folder: Path, rank: int, message: str, details: str) -> Path:
