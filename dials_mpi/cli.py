@@ -1,6 +1,7 @@
 """Arguments, and what people read of them. Imports neither torch nor MPI, so that `--help` is quick on a login node."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -106,7 +107,10 @@ def parser() -> argparse.ArgumentParser:
         help="go on from the newest whole checkpoint of a run directory; auto: of --name if there is one, else start",
     )
     p.add_argument(
-        "--max-hours", type=float, metavar="H", help="stop with a checkpoint and exit code 75 after H hours (no limit)"
+        "--max-hours",
+        type=number(0.0),
+        metavar="H",
+        help="stop with a checkpoint and exit code 75 after H hours (no limit)",
     )
     p.add_argument(
         "--dry-run", action="store_true", help="print configuration, layout, memory and time estimate; train nothing"
@@ -160,6 +164,17 @@ def at_least(lowest: int) -> Callable[[str], int]:
         return int(text)
 
     return integer
+
+
+def number(lowest: float) -> Callable[[str], float]:
+    """An argparse type: finite numbers from `lowest` on."""
+
+    def finite(text: str) -> float:
+        if not lowest <= float(text) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is no number from {lowest:g} on")
+        return float(text)
+
+    return finite
 
 
 def layers(arguments: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:

@@ -120,6 +120,8 @@ def _tick(progress: Progress, steps) -> None:
 def _check_writable(file: Path, run: Path) -> None:
     if run.resolve() in file.resolve().parents:
         raise UserError(f"--out: {file} is in the run, which is only read; choose a place outside it")
+    if file.is_dir():
+        raise UserError(f"--out: {file} is a folder; name a file")
     if not os.access(file.parent, os.W_OK):
         raise UserError(f"--out: {file.parent} is no folder that can be written")
 

@@ -72,7 +72,7 @@ def test_a_damaged_file_is_named_and_the_rest_analysed(runs, tmp_path):
 def test_what_cannot_be_analysed_is_one_line(runs, tmp_path):
     for path, message in (
         (tmp_path, f"influence: {tmp_path} is no run directory: it has no config.yaml\n"),
-        (runs / "gs", f"influence: {runs / 'gs'}: no influence datasets yet (mode gs; only dials collects them)\n"),
+        (runs / "gs", f"influence: {runs / 'gs'}: no influence datasets (mode gs; only dials collects them)\n"),
     ):
         result = tool("influence.py", path)
         assert result.returncode == 2

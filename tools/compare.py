@@ -69,6 +69,10 @@ def work(arguments: argparse.Namespace) -> int:
         raise UserError("give two run directories, or some after --a and some after --b")
     notes: list[str] = []
     a, b = (one_of_each_seed(open_runs(side), notes) for side in sides)
+    for key in ("env", "agents"):
+        values = list(dict.fromkeys(run.configuration[key] for run in (*a, *b)))
+        if len(values) > 1:
+            raise UserError(f"{key}: {' and '.join(map(str, values))} cannot be compared figure by figure")
     comparisons, more = compare(a, b)
     tell(NAME, [*notes, *state_notes([*a, *b]), *more])
     for letter, side in (("A", a), ("B", b)):
@@ -98,12 +102,12 @@ def _print_settings(a: Sequence[Run], b: Sequence[Run]) -> None:
 
 
 def _print_figures(comparisons: Sequence[Comparison]) -> None:
-    print(f"\n{'':28}{'A':>20}{'B':>20}{'B - A':>20}{'change':>9}")
+    print(f"\n{'':28}{'A':>20}{'B':>20}{'B - A':>20}{'change':>10}")
     for c in comparisons:
         difference = _mean(c.pairs) if len(c.pairs) else ""
         change = "" if math.isnan(c.change) else f"{100 * c.change:+.1f} %"
         direction = "" if not change or c.change == 0 else "worse" if c.worse_by > 0 else "better"
-        print(f"{c.name:28}{_mean(c.a):>20}{_mean(c.b):>20}{difference:>20}{change:>9}  {direction}")
+        print(f"{c.name:28}{_mean(c.a):>20}{_mean(c.b):>20}{difference:>20}{change:>10}  {direction}")
         if len(c.a) and len(c.b):
             print(f"{'':4}{c.unit + ', ' if c.unit else ''}{c.verdict}")
 

@@ -473,6 +473,8 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     campaign = Campaign(folder.resolve(), arguments.seed)
     names = [name for name in campaign.faults if arguments.only in name]
+    if not names:
+        parser.error(f"--only {arguments.only}: no fault is called that; see --list")
     if arguments.list:
         print("\n".join(names))
         return 0

@@ -35,7 +35,7 @@ one_thread(os.environ)  # files are read side by side
 
 import numpy as np  # noqa: E402
 
-from dials_mpi.cli import at_least  # noqa: E402
+from dials_mpi.cli import at_least, number  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.influence import bounds  # noqa: E402
 from dials_mpi.influence.analysis import (  # noqa: E402
@@ -89,7 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--histories", type=at_least(0), default=2, metavar="E", help="episodes per agent and round for ξ; 0: no ξ (2)"
     )
     parser.add_argument(
-        "--reward-bound", type=float, default=1.0, metavar="R", help="largest |reward| of a step (1, both domains')"
+        "--reward-bound",
+        type=number(1e-9),
+        default=1.0,
+        metavar="R",
+        help="rewards of a step lie between 0 and R (1, as in both domains)",
     )
     return run_tool(parser, work, arguments)
 
@@ -115,7 +119,7 @@ def read(run: Run, lags: int, histories: int) -> list[AgentRound]:
     files = run.dataset_files
     if not files:
         mode = run.configuration.get("mode")
-        raise UserError(f"{run.path}: no influence datasets yet (mode {mode}; only dials collects them)")
+        raise UserError(f"{run.path}: no influence datasets (mode {mode}; only dials collects them)")
     rounds = []
     with ProcessPoolExecutor() as pool:
         for found, complaint in pool.map(partial(_read_agent, lags=lags, histories=histories), files):
@@ -124,6 +128,8 @@ def read(run: Run, lags: int, histories: int) -> list[AgentRound]:
                 print(f"influence: left out: {complaint}", file=sys.stderr)
     if not rounds:
         raise UserError(f"{run.path / 'influence'}: none of {len(files)} files can be read")
+    if len(files) < run.n_agents:
+        print(f"influence: note: {run.n_agents - len(files)} of {run.n_agents} agents have no dataset", file=sys.stderr)
     return rounds
 
 
@@ -165,7 +171,7 @@ def _read_agent(file: Path, lags: int, histories: int) -> tuple[list[AgentRound]
                 )
             )
     except UserError as error:
-        return rounds, str(error)
+        return [], str(error)
     return rounds, ""
 
 
@@ -184,7 +190,11 @@ def add_predictor_distances(run: Run, rounds: list[AgentRound]) -> None:
     except ImportError as error:
         print(f"influence: ξ is left out: {error}", file=sys.stderr)
         return
-    settings = PredictorSettings(**run.configuration["predictor"])
+    try:
+        settings = PredictorSettings(**run.configuration["predictor"])
+    except (KeyError, TypeError, ValueError) as error:
+        what = str(error).partition("\n")[0]
+        raise UserError(f"{run.path / 'config.yaml'}: no settings of a predictor ({what}); restore it") from None
 
     def compare(number: int) -> None:
         agents = sorted(by_round[number].keys() & by_round[number - 1].keys())
@@ -216,10 +226,13 @@ def show(run: Run, rounds: Sequence[AgentRound], reward_bound: float) -> None:
         f"{run.name}: {run.n_agents} agents, {sources} influence sources of {classes} classes, run {run.state}\n"
         f"means over agents; entropies and information in nats\n"
     )
-    print(f"{'round':>5} {'step':>10} {'samples':>8} {'episodes':>8}" + "".join(f" {name:>9}" for name in COLUMNS))
-    for number in sorted({item.round for item in rounds}):
-        mine = [item for item in rounds if item.round == number]
-        line = f"{number:5} {mine[0].step:10,} {mine[0].samples:8,} {mine[0].episodes:8,}"
+    print(
+        f"{'round':>5} {'step':>10} {'agents':>6} {'samples':>8} {'episodes':>8}"
+        + "".join(f" {name:>9}" for name in COLUMNS)
+    )
+    for round_ in sorted({item.round for item in rounds}):
+        mine = [item for item in rounds if item.round == round_]
+        line = f"{round_:5} {mine[0].step:10,} {len(mine):6} {mine[0].samples:8,} {mine[0].episodes:8,}"
         print(line + _means(mine))
     last = max(item.round for item in rounds)
     final = [item for item in rounds if item.round == last]
@@ -228,7 +241,7 @@ def show(run: Run, rounds: Sequence[AgentRound], reward_bound: float) -> None:
         print(f"\nround {last} by place in the grid")
         for kind in kinds:
             mine = [item for item in final if _position(run, item) == kind]
-            print(f"{kind:>16} {len(mine):8} agents   " + _means(mine))
+            print(f"{kind:>16} {len(mine):6} {'':17}" + _means(mine))
     _show_theory(run, rounds, reward_bound)
 
 

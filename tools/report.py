@@ -463,7 +463,9 @@ def _again(runs: Sequence[Run]) -> str:
     for run in runs:
         facts = run.facts
         ranks = facts.get("ranks", 1)
-        command = f"{f'mpirun -n {ranks} ' if ranks > 1 else ''}python -m dials_mpi{_arguments(facts)}"
+        # A resumed run may have been told other things each time; its config.yaml has all that counted in the end.
+        words = f" --config {run.path / 'config.yaml'}" if facts.get("resumed") else _arguments(facts)
+        command = f"{f'mpirun -n {ranks} ' if ranks > 1 else ''}python -m dials_mpi{words}"
         versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
         revision = facts.get("git_revision")
         if revision:

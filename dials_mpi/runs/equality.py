@@ -58,7 +58,8 @@ def different_datasets(one: Path, other: Path) -> list[str]:
                 found.append(f"{one.name}: fields of {round_}")
                 continue
             for field in mine[round_]:
-                if not np.array_equal(mine[round_][field], yours[round_][field]):
+                stored = mine[round_][field], yours[round_][field]
+                if dict(stored[0].attrs) != dict(stored[1].attrs) or not np.array_equal(*stored):
                     found.append(f"{one.name}: {round_}/{field}")
     return found
 

@@ -213,6 +213,8 @@ def scaling(groups: Sequence[Group], with_published: bool = False) -> Figure | N
         rows[0].set(ylabel="final mean return")
         rows[1].set(xlabel="agents", ylabel=f"hours for {results.short(per)} steps per agent")
         rows[1].set_yscale("log", base=2)
+        low, high = rows[1].get_ylim()
+        rows[1].set_ylim(2.0 ** math.floor(math.log2(low)), 2.0 ** math.ceil(math.log2(high)))  # two ticks at least
         rows[1].yaxis.set_major_locator(LogLocator(base=2, numticks=8))
         rows[1].yaxis.set_major_formatter(_POWER_OF_TWO)
         rows[1].yaxis.set_minor_formatter(NullFormatter())
@@ -241,10 +243,12 @@ def phases(groups: Sequence[Group]) -> Figure | None:
     """
     bars = []
     several_sizes = len({group.agents for group in groups}) > 1
+    several_domains = len({group.domain for group in groups}) > 1
     for group in groups:
         tables = [run.facts["summary"]["phases"] for run in group.runs if run.facts.get("summary")]
         if tables:
             label = f"{group.agents} agents: {group.label}" if several_sizes else group.label
+            label = f"{group.domain}, {label}" if several_domains else label
             hours = [
                 np.mean([sum(table.get(phase, {}).get("mean_seconds", 0) for phase in names) for table in tables])
                 / 3600

@@ -1,6 +1,7 @@
 """What the offline tools share: their arguments, one line for an error, where their files go."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -44,8 +45,12 @@ def run_tool(parser: Parser, work: Callable[[argparse.Namespace], int | None], a
         return work(parser.parse_args(arguments)) or 0
     except UserError as error:
         problem = str(error)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        problem = f"{error.filename}: {error.strerror}; choose another --out"
+        remedy = "; choose another --out" if any(action.dest == "out" for action in parser._actions) else ""
+        problem = f"{error.filename}: {error.strerror}{remedy}"
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("dials_mpi"):
             raise

@@ -111,7 +111,8 @@ def open_run(path: Path) -> Run:
         UserError: it is none, or one of its files is damaged.
     """
     if not (path / "config.yaml").is_file():
-        what = "it has no config.yaml" if path.is_dir() else "there is no such directory"
+        what = "it is a file" if path.is_file() else "there is no such directory"
+        what = "it has no config.yaml" if path.is_dir() else what
         raise UserError(f"{path} is no run directory: {what}")
     file = path / "config.yaml"
     try:
@@ -126,6 +127,10 @@ def open_run(path: Path) -> Run:
         raise UserError(f"{file}: cannot be read ({error})".replace("\n", " ")) from error
     records = _read(path / "metrics.jsonl", ("step", "phase"))
     timing = _read(path / "timing.jsonl", ("seconds",))
+    if len(records) - len(timing) > 1:  # one may be just being written
+        raise UserError(
+            f"{path / 'timing.jsonl'}: {len(timing)} records, but metrics.jsonl has {len(records)}; restore it"
+        )
     merged = [{**record, "seconds": times["seconds"]} for record, times in zip(records, timing, strict=False)]
     return Run(path, configuration, facts, merged)
 

@@ -14,7 +14,7 @@ from dials_mpi.simulators.grid import grid_side
 
 MODE_NAMES = {"gs": "GS", "dials": "DIALS", "untrained-dials": "untrained-DIALS"}
 """The paper's names, in the order in which they are shown."""
-_NO_MATTER = ("seed", "evaluation.", "checkpoint.", "dataset.keep_rounds")
+_NO_MATTER = ("seed", "evaluation.", "checkpoint.", "log.", "dataset.keep_rounds")
 """Settings, or beginnings of them, that do not change what is learned; runs that differ in them belong together."""
 _PREDICTOR_TRAINING = tuple(
     f"predictor.{key}" for key in ("interval", "learning_rate", "epochs", "minibatch_size", "patience")
@@ -181,10 +181,11 @@ def mean_over_training(steps: np.ndarray, values: np.ndarray) -> float:
 def references(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
     """Mean return of each hand-coded controller and its standard error over episodes, averaged over runs."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for run in runs:
+    # Runs of one seed, in other modes for example, play the same episodes; runs of other seeds play others, so that the
+    # errors are independent.
+    for run in {(run.configuration["env"], run.n_agents, run.configuration["seed"]): run for run in runs}.values():
         for controller, figures in run.references.items():
             found.setdefault(controller, []).append(figures)
-    # Runs of other seeds play other episodes, so the errors are independent.
     return {
         controller: (float(np.mean([m for m, _ in rows])), float(np.hypot.reduce([e for _, e in rows]) / len(rows)))
         for controller, rows in found.items()
