@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from dials_mpi import cli
+from dials_mpi.algorithms.plan import Segment, plan
 from dials_mpi.config import MAY_CHANGE, Configuration, fixed_sha256, from_values, load_yaml, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.failure import AbortOnException
@@ -79,8 +80,8 @@ def _work(
 
         from dials_mpi.algorithms.checkpointing import Resumed
         from dials_mpi.algorithms.modes import BY_MODE
-        from dials_mpi.algorithms.session import Record, Session, plan
-        from dials_mpi.influence.dataset import drop_rounds
+        from dials_mpi.algorithms.session import Record, Session
+        from dials_mpi.influence.dataset import agent_file, drop_rounds
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         checkpoint = Resumed(Path(resumed[0]), resumed[1]) if resumed and resumed[0] else None
@@ -88,7 +89,7 @@ def _work(
         if resumed:
             rounds = _rounds_before(plan(configuration, domain.horizon), done)
             for agent in layout.agents(comm.rank):
-                drop_rounds(Path(path) / "influence" / f"agent_{agent:04d}.h5", rounds)
+                drop_rounds(agent_file(Path(path) / "influence", agent), rounds)
         record = Record(directory, configuration, domain, done) if directory else None
         if record:
             record.progress.say(f"{directory.path}: {configuration.mode} on {domain.name}, {layout}")
@@ -112,7 +113,7 @@ def _work(
     return code
 
 
-def _rounds_before(segments: list, done: int) -> int:
+def _rounds_before(segments: list[Segment], done: int) -> int:
     """Number of AIP trainings that precede the first `done` updates."""
     return len([s for s in segments if s.round is not None and s.updates.start < done])
 
@@ -123,10 +124,10 @@ def _check_datasets(path: Path, configuration: Configuration, rounds: int) -> No
     Raises:
         UserError: a file is damaged. One that is not there is mentioned, and does without its earlier rounds.
     """
-    from dials_mpi.influence.dataset import check_rounds
+    from dials_mpi.influence.dataset import agent_file, check_rounds
 
     for agent in range(configuration.agents if rounds else 0):
-        file = path / "influence" / f"agent_{agent:04d}.h5"
+        file = agent_file(path / "influence", agent)
         if file.exists():
             check_rounds(file, rounds)
         else:
@@ -174,8 +175,6 @@ def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple | None:
             resumed = path = None
             if not arguments.dry_run:
                 from mpi4py import MPI
-
-                from dials_mpi.algorithms.session import plan
 
                 facts = {
                     "seed": configuration.seed,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dials_mpi.algorithms.session import plan, updates_per_unit
+from dials_mpi.algorithms.plan import plan, updates_per_unit
 from dials_mpi.config import load_yaml, parse_override, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import check_size, launched_rank, launched_size

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dials_mpi.algorithms.session import Segment, Session
+from dials_mpi.algorithms.plan import Segment
+from dials_mpi.algorithms.session import Session
 from dials_mpi.config import Configuration
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, episodes_and_batches
-from dials_mpi.influence.dataset import InfluenceDataset, write_round
+from dials_mpi.influence.dataset import InfluenceDataset, agent_file, write_round
 from dials_mpi.influence.predictor import InfluencePredictor, train_by_epochs
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO
@@ -106,7 +107,7 @@ def save_datasets(
         for row, agent in enumerate(session.agents):
             before, after = losses[row]
             write_round(
-                session.influence_folder / f"agent_{agent:04d}.h5",
+                agent_file(session.influence_folder, agent),
                 dataset,
                 row,
                 segment.round,

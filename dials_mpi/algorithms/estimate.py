@@ -6,7 +6,7 @@ import torch
 
 from dials_mpi.algorithms.dials import LocalLearners
 from dials_mpi.algorithms.evaluation import evaluate_policy
-from dials_mpi.algorithms.session import plan
+from dials_mpi.algorithms.plan import plan
 from dials_mpi.config import Configuration
 from dials_mpi.influence.collection import collect, episodes_and_batches
 from dials_mpi.influence.dataset import InfluenceDataset

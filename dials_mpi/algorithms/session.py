@@ -1,9 +1,8 @@
 """What every algorithm works with on one rank: who am I, what travels how, and how a run is measured."""
 
-import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from dials_mpi.algorithms.checkpointing import Checkpointing, Resumed
 from dials_mpi.algorithms.evaluation import evaluate_controller, evaluate_policy
+from dials_mpi.algorithms.plan import Segment, plan, updates_per_unit
 from dials_mpi.config import Configuration
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import STATISTICS
@@ -28,57 +28,6 @@ from dials_mpi.runs.tensorboard import TensorBoard
 from dials_mpi.simulators.interface import Domain
 
 _STATISTICS = "statistics/"
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of training, of whole units, between two points at which rank 0 needs the policies."""
-
-    updates: range
-    """Numbers of its PPO updates, counted from the start of the run."""
-    round: int | None
-    """Number of the AIP training that precedes it (Algorithm 1, lines 3-6); None if there is none."""
-    evaluates: bool
-    """Whether the policies are evaluated at its end."""
-
-
-def updates_per_unit(configuration: Configuration, horizon: int) -> int:
-    """PPO updates of the shortest stretch that is made of whole rollouts and of whole episodes.
-
-    Every unit starts with new episodes and with random streams of its own, named by its number. So nothing but what is
-    learned goes from one unit to the next, and a run can stop and go on between any two without a trace.
-    """
-    length = configuration.ppo.rollout_length
-    return math.lcm(length, horizon) // length
-
-
-def plan(configuration: Configuration, horizon: int) -> list[Segment]:
-    """All segments of a run; every rank comes to the same plan.
-
-    Intervals are rounded up to whole units (see `updates_per_unit`).
-
-    Args:
-        configuration: of the run.
-        horizon: steps per episode.
-    """
-    unit = updates_per_unit(configuration, horizon)
-
-    def updates(steps: int) -> int:
-        """Updates that make up at least `steps` steps per agent, in whole episodes."""
-        return unit * -(-steps // (unit * configuration.ppo.rollout_steps))
-
-    total = updates(configuration.steps)
-    evaluations = updates(configuration.evaluation.interval)
-    retraining = updates(configuration.predictor.interval) if configuration.mode == "dials" else total
-    starts = sorted({*range(0, total, evaluations), *range(0, total, retraining)})
-    return [
-        Segment(
-            updates=range(start, end),
-            round=start // retraining if configuration.mode == "dials" and start % retraining == 0 else None,
-            evaluates=end % evaluations == 0 or end == total,
-        )
-        for start, end in zip(starts, [*starts[1:], total], strict=True)
-    ]
 
 
 class Record:

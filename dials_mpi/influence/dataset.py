@@ -54,6 +54,11 @@ class InfluenceDataset:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def agent_file(folder: Path, agent: int) -> Path:
+    """The file of an agent in the folder `influence` of a run."""
+    return folder / f"agent_{agent:04d}.h5"
+
+
 def drop_rounds(path: Path, first: int) -> None:
     """Takes rounds from `first` on out of an agent's file, which is whole before and after; harmless without a file."""
     temporary = path.with_suffix(".h5.tmp")
