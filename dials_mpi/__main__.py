@@ -4,9 +4,10 @@ import os
 import sys
 
 from dials_mpi.parallel.launcher import check_size, launched_rank
-from dials_mpi.parallel.threads import one_thread
+from dials_mpi.parallel.threads import keep_freed_memory, one_thread
 
 one_thread(os.environ)  # before numpy and torch are imported
+keep_freed_memory()
 
 from dials_mpi import cli  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402

@@ -13,7 +13,7 @@ one agent's gradient. No operation mixes rows, so an agent learns the same alone
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -87,9 +87,9 @@ class StackedNetwork:
         """One time step without gradients: features [A, S, input] → outputs [A, S, output], next state."""
         if self.recurrent_size:
             w = self._views
-            gates = torch.baddbmm(w["gru.bias"], features, w["gru.input"])
+            gates = _linear(features, w["gru.input"], w["gru.bias"])
             features = state = _gru_cell(gates, state, w["gru.hidden"], w["gru.bias_new"])
-        return self._feed_forward(features), state
+        return self._feed_forward(features, _linear), state
 
     def unroll(self, features: Tensor, state: Tensor | None, keep: Tensor | None = None) -> Tensor:
         """Whole sequences, with gradients: features [A, L, S, input] → outputs [A, L, S, output].
@@ -100,24 +100,21 @@ class StackedNetwork:
             keep: [L, S] float32, 0 where an episode starts and the memory is wiped before the step, else 1; the same
                 for all agents. None: no episode starts within the sequences.
         """
-        a, length, s, width = features.shape
-        features = features.reshape(a, length * s, width)
+        a, length, s, _ = features.shape
         if self.recurrent_size:
-            w = self._views
-            gates = _Linear.apply(features, w["gru.input"], w["gru.bias"]).view(a, length, s, -1)
-            features = _GRU.apply(gates, state, w["gru.hidden"], w["gru.bias_new"], keep)
-            features = features.view(a, length * s, self.recurrent_size)
-        return self._feed_forward(features).view(a, length, s, -1)
+            weights = (self._views[f"gru.{name}"] for name in ("input", "hidden", "bias", "bias_new"))
+            features = _GRU.apply(features.contiguous(), state, *weights, keep)
+        return self._feed_forward(features.flatten(1, 2), _Linear.apply).view(a, length, s, -1)
 
     def backward(self, loss: Tensor) -> None:
         """Fills `gradients` with those of `loss`, a scalar made from what `unroll` returned."""
         torch._foreach_copy_(self._gradient_views, torch.autograd.grad(loss, list(self._views.values())))
 
-    def _feed_forward(self, features: Tensor) -> Tensor:
+    def _feed_forward(self, features: Tensor, linear: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         for i in range(self._layers):
             if i:
                 features = self._activation(features)
-            features = _Linear.apply(features, self._views[f"layer{i}.weight"], self._views[f"layer{i}.bias"])
+            features = linear(features, self._views[f"layer{i}.weight"], self._views[f"layer{i}.bias"])
         return features
 
     def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
@@ -156,29 +153,34 @@ def _gru_cell(gates: Tensor, state: Tensor, weight: Tensor, bias_new: Tensor) ->
     """Next state [A, S, H] of a GRU (Cho et al., 2014; the variant of cuDNN and torch.nn.GRU).
 
     Args:
-        gates: [A, S, 3H] the input's share of the reset, update and new gates, biases included.
+        gates: [A, S, 3H] the input's share of the reset, update and new gates, biases included; overwritten.
         state: [A, S, H].
         weight: [A, H, 3H].
         bias_new: [A, 1, H] the state's share of the bias of the new gate.
     """
     h = state.shape[-1]
-    hidden = torch.bmm(state, weight)
-    reset, update = torch.sigmoid(gates[..., : 2 * h] + hidden[..., : 2 * h]).split(h, dim=-1)
-    new = torch.tanh(torch.addcmul(gates[..., 2 * h :], reset, hidden[..., 2 * h :] + bias_new))
-    return torch.lerp(new, state, update)
+    hidden_new = torch.baddbmm(bias_new, state, weight[..., 2 * h :])
+    gates, new = gates[..., : 2 * h], gates[..., 2 * h :]
+    reset, update = gates.baddbmm_(state, weight[..., : 2 * h]).sigmoid_().split(h, dim=-1)
+    return torch.lerp(new.addcmul_(reset, hidden_new).tanh_(), state, update)
+
+
+def _linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Features [A, M, in] times weight [A, in, out] plus bias [A, 1, out], for every agent."""
+    return torch.baddbmm(bias, features, weight)
 
 
 class _Linear(torch.autograd.Function):
-    """Features [A, M, in] times weight [A, in, out] plus bias [A, 1, out], for every agent.
+    """`_linear` with gradients.
 
-    Like `baddbmm`, but the bias gets its gradient from a matrix product, too: the order in which `sum` adds depends on
+    Like `baddbmm`'s own, but the bias gets its gradient from a matrix product, too: the order in which `sum` adds depends on
     how many agents are stacked.
     """
 
     @staticmethod
     def forward(ctx, features, weight, bias):
         ctx.save_for_backward(features, weight)
-        return torch.baddbmm(bias, features, weight)
+        return _linear(features, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -194,75 +196,71 @@ def _sum_of_rows(rows: Tensor) -> Tensor:
 
 
 class _GRU(torch.autograd.Function):
-    """A stacked GRU over a sequence, with its backward pass written out.
+    """A stacked GRU over a sequence of inputs [A, L, S, in] that need no gradient, with its backward pass written out.
 
     Autograd would record a dozen small operations per time step. Here the backward recursion takes three: what the
-    gates pass on is the state's gradient times coefficients that are known for the whole sequence in advance.
+    gates pass on is the state's gradient times coefficients that are known for the whole sequence in advance. Every
+    array is as long as the sequence, so there are few of them: activations take the place of the gates' inputs, and
+    gradients that of their coefficients.
     """
 
     @staticmethod
-    def forward(ctx, gates, state, weight, bias_new, keep):
-        a, length, s, _ = gates.shape
+    def forward(ctx, inputs, state, input_weight, weight, bias, bias_new, keep):
+        a, length, s, _ = inputs.shape
         h = weight.shape[1]
-        before = gates.new_empty(length, a, s, h)  # state entering each step, after the wipe
-        hidden = gates.new_empty(length, a, s, 3 * h)  # the state's share of the gates
-        sigmoids = gates.new_empty(length, a, s, 2 * h)
-        new = gates.new_empty(length, a, s, h)
-        after = gates.new_empty(a, length, s, h)
+        gates = _linear(inputs.flatten(1, 2), input_weight, bias).view(a, length, s, 3 * h)
+        hidden_new = gates.new_empty(a, length, s, h)  # the state's share of the new gate
+        states = gates.new_empty(a, length + 1, s, h)
+        states[:, 0] = state
+        # State entering each step; after a wipe it is not the one that left the step before.
+        before = states[:, :-1] if keep is None else gates.new_empty(a, length, s, h)
         wiped = _steps_with_wipe(keep)
-        gates_rz, gates_new = gates[..., : 2 * h].unbind(1), gates[..., 2 * h :].unbind(1)
-        steps = zip(before, hidden, sigmoids, new, after.unbind(1), gates_rz, gates_new, strict=True)
-        for t, (before_t, hidden_t, sigmoids_t, new_t, after_t, rz_t, n_t) in enumerate(steps):
-            if t in wiped:
-                torch.mul(state, keep[t, :, None], out=before_t)
-            else:
-                before_t.copy_(state)
-            torch.bmm(before_t, weight, out=hidden_t)
-            hidden_t[..., 2 * h :] += bias_new
-            torch.add(rz_t, hidden_t[..., : 2 * h], out=sigmoids_t).sigmoid_()
-            torch.addcmul(n_t, sigmoids_t[..., :h], hidden_t[..., 2 * h :], out=new_t).tanh_()
-            torch.lerp(new_t, before_t, sigmoids_t[..., h:], out=after_t)
-            state = after_t
-        ctx.save_for_backward(before, hidden, sigmoids, new, weight, keep)
-        return after
+        weight_rz, weight_new = weight[..., : 2 * h], weight[..., 2 * h :]
+        sequence = (gates[..., : 2 * h], gates[..., :h], gates[..., h : 2 * h], gates[..., 2 * h :], hidden_new, before)
+        for t, (rz_t, reset_t, update_t, new_t, hidden_t, before_t, after_t) in enumerate(
+            zip(*(x.unbind(1) for x in (*sequence, states[:, 1:])), strict=True)
+        ):
+            if keep is not None:
+                torch.mul(states[:, t], keep[t, :, None], out=before_t) if t in wiped else before_t.copy_(states[:, t])
+            rz_t.baddbmm_(before_t, weight_rz).sigmoid_()
+            torch.baddbmm(bias_new, before_t, weight_new, out=hidden_t)
+            new_t.addcmul_(reset_t, hidden_t).tanh_()
+            torch.lerp(new_t, before_t, update_t, out=after_t)
+        ctx.save_for_backward(inputs, gates, hidden_new, before, weight, keep)
+        return states[:, 1:]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_after):
-        before, hidden, sigmoids, new, weight, keep = ctx.saved_tensors
-        length, a, s, h = before.shape
-        reset, update = sigmoids[..., :h], sigmoids[..., h:]
-        # d(pre-activation) / d(state after the step), for the reset, update and new gates. The new gate's last factor,
-        # `reset`, belongs to the state's share of it only.
-        coefficients = before.new_empty(length, a, s, 3, h)
-        d_new = (1 - update) * (1 - new * new)
-        torch.mul(d_new * hidden[..., 2 * h :], reset * (1 - reset), out=coefficients[..., 0, :])
-        torch.mul(before - new, update * (1 - update), out=coefficients[..., 1, :])
-        torch.mul(d_new, reset, out=coefficients[..., 2, :])
-        grad_state = before.new_empty(length, a, s, h)
-        grad_hidden = before.new_empty(length, a, s, 3, h)
+        inputs, gates, hidden_new, before, weight, keep = ctx.saved_tensors
+        a, length, s, h = before.shape
+        reset, update, new = gates.split(h, dim=-1)
+        # d(pre-activation) / d(state after the step). In this order the first three are those of the inputs' shares of
+        # the new, reset and update gates, the last three those of the state's shares of the reset, update and new gates.
+        grads = gates.new_empty(a, length, s, 4, h)
+        for_new, for_reset, for_update, for_hidden_new = grads.unbind(3)
+        tanh_backward, sigmoid_backward = torch.ops.aten.tanh_backward, torch.ops.aten.sigmoid_backward
+        tanh_backward.grad_input(1 - update, new, grad_input=for_new)
+        sigmoid_backward.grad_input(for_new * hidden_new, reset, grad_input=for_reset)
+        sigmoid_backward.grad_input(before - new, update, grad_input=for_update)
+        torch.mul(for_new, reset, out=for_hidden_new)
         transposed = weight.transpose(1, 2)
         wiped = _steps_with_wipe(keep)
-        grads, updates = grad_after.unbind(1), update.unbind(0)
-        grad_state[-1].copy_(grads[-1])
+        hidden = grads.view(a, length, s, 4 * h)[..., h:]
+        flow = torch.zeros_like(before[:, 0])
         for t in range(length - 1, -1, -1):
-            torch.mul(grad_state[t].unsqueeze(-2), coefficients[t], out=grad_hidden[t])
+            grad_state = flow.add_(grad_after[:, t])
+            grads[:, t].mul_(grad_state.unsqueeze(-2))
             if t == 0:
                 break
+            flow = (grad_state * update[:, t]).baddbmm_(hidden[:, t], transposed)
             if t in wiped:
-                flow = torch.addcmul(torch.bmm(grad_hidden[t].view(a, s, 3 * h), transposed), grad_state[t], updates[t])
-                torch.addcmul(grads[t - 1], flow, keep[t, :, None], out=grad_state[t - 1])
-            else:
-                torch.addcmul(grads[t - 1], grad_state[t], updates[t], out=grad_state[t - 1])
-                grad_state[t - 1].baddbmm_(grad_hidden[t].view(a, s, 3 * h), transposed)
-        grad_hidden = grad_hidden.transpose(0, 1)
-        grad_gates = grad_hidden.clone()
-        torch.mul(grad_state, d_new, out=grad_gates[..., 2, :].transpose(0, 1))
-        flat_before = before.transpose(0, 1).reshape(a, length * s, h)
-        flat_hidden = grad_hidden.reshape(a, length * s, 3 * h)
-        grad_weight = torch.bmm(flat_before.transpose(1, 2), flat_hidden)
-        grad_bias_new = _sum_of_rows(flat_hidden[..., 2 * h :])
-        return grad_gates.view(a, length, s, 3 * h), None, grad_weight, grad_bias_new, None
+                flow.mul_(keep[t, :, None])
+        flat = grads.view(a, length * s, 4 * h)
+        by_input = torch.bmm(inputs.flatten(1, 2).transpose(1, 2), flat[..., : 3 * h])
+        by_state = torch.bmm(before.flatten(1, 2).transpose(1, 2), flat[..., h:])
+        biases = _sum_of_rows(flat)
+        return None, None, by_input.roll(-h, -1), by_state, biases[..., : 3 * h].roll(-h, -1), biases[..., 3 * h :], None
 
 
 def _steps_with_wipe(keep: Tensor | None) -> frozenset[int]:

@@ -8,7 +8,7 @@ from dials_mpi.config import PPOSettings
 from dials_mpi.learning.networks import mean_per_agent
 from dials_mpi.learning.optimiser import Adam
 from dials_mpi.learning.policy import Policy
-from dials_mpi.learning.rollout import Rollout, log_probability
+from dials_mpi.learning.rollout import Rollout
 
 STATISTICS = (
     "policy_loss",
@@ -91,7 +91,8 @@ class PPO:
                     states[:, batch] if states.shape[-1] else None,
                     None if keep[:, batch].all() else keep[:, batch],
                 )
-                log_probabilities = log_probability(logits, actions[:, :, batch])
+                distribution = torch.log_softmax(logits, dim=-1)
+                log_probabilities = distribution.gather(-1, actions[:, :, batch].unsqueeze(-1)).squeeze(-1)
                 log_ratio = log_probabilities - old_log_probabilities[:, :, batch]
                 ratio = log_ratio.exp()
                 advantage = normalise(advantages_[:, :, batch])
@@ -106,7 +107,6 @@ class PPO:
                     value_error = torch.max(value_error, (near - returns_[:, :, batch]).square())
                 value_loss = 0.5 * mean_per_agent(value_error)
 
-                distribution = torch.log_softmax(logits, dim=-1)
                 entropy = -mean_per_agent((distribution.exp() * distribution).sum(dim=-1))
 
                 losses = policy_loss + s.value_coefficient * value_loss - entropy_coefficient * entropy
