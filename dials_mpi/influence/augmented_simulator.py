@@ -35,7 +35,7 @@ class InfluenceAugmentedSimulator:
 
     def step(self, actions: np.ndarray) -> Step:
         """û ~ Î(· | l), x' ~ T̂(x, û, a), r = R̂, o' = Ô(x') for actions [A, B] (Algorithm 1, line 9)."""
-        local_states = as_features(self._local_simulator.local_states())
+        local_states = as_features(self._local_simulator.local_states(), self._predictor.device)
         sources, self._state = self._predictor.sample(local_states, self._state, self._noise)
         return self._local_simulator.step(actions, sources)
 

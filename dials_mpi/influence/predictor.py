@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dials_mpi.config import PredictorSettings
 from dials_mpi.influence.dataset import InfluenceDataset
-from dials_mpi.learning.networks import StackedNetwork, mean_per_agent
+from dials_mpi.learning.networks import StackedNetwork, as_features, mean_per_agent
 from dials_mpi.learning.optimiser import Adam
 from dials_mpi.simulators.interface import Influence
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel, logistic
@@ -28,9 +28,17 @@ class InfluencePredictor:
         influence: sizes, from the domain.
         settings: the `predictor:` section of the configuration.
         seed: the run's seed; None: all parameters are zero.
+        device: where it computes.
     """
 
-    def __init__(self, agents: Sequence[int], influence: Influence, settings: PredictorSettings, seed: int | None):
+    def __init__(
+        self,
+        agents: Sequence[int],
+        influence: Influence,
+        settings: PredictorSettings,
+        seed: int | None,
+        device: torch.device | str = "cpu",
+    ):
         self._sources, self._classes, local_state_size = influence
         self.settings = settings
         # A single binary source is a categorical over two classes: with one output column the matrix library takes
@@ -46,6 +54,7 @@ class InfluencePredictor:
             [None if seed is None else torch_seed(seed, "predictor/initialise", agent) for agent in agents],
             # Nearly zero logits: an untrained predictor knows nothing and says so, cross-entropy ln C.
             head_gains=[(outputs, 0.01)],
+            device=device,
         )
 
     @classmethod
@@ -67,6 +76,10 @@ class InfluencePredictor:
         predictor.network.parameters.copy_(torch.from_numpy(np.asarray(parameters, np.float32)))
         return predictor
 
+    @property
+    def device(self) -> torch.device:
+        return self.network.parameters.device
+
     def initial_state(self, copies: int) -> Tensor | None:
         """The memory at the start of an episode."""
         return self.network.initial_state(copies)
@@ -82,19 +95,19 @@ class InfluencePredictor:
     ) -> tuple[np.ndarray, Tensor | None]:
         """û ~ Î_θ(· | l): local states [A, B, D] float32 and memory → sources [A, B, U] uint8 and next memory."""
         logits, state = self.network.step(local_states, state)
-        draws = torch.from_numpy(noise.next())
+        draws = torch.from_numpy(noise.next()).to(logits.device)
         sources = draws < logits if self.bernoulli else (logits.view(draws.shape) + draws).argmax(dim=-1)
-        return sources.to(torch.uint8).numpy(), state
+        return sources.to(torch.uint8).cpu().numpy(), state
 
     @torch.no_grad()
     def probabilities(self, history: np.ndarray) -> np.ndarray:
         """Î_θ(u_t | l_t) at every step of whole episodes: history [A, E, T, D] uint8 → [A, E, T, U, C] float32."""
-        local_states = torch.from_numpy(history).float().transpose(1, 2)
+        local_states = as_features(history, self.device).transpose(1, 2)
         logits = self.network.unroll(local_states, self.initial_state(local_states.shape[2])).transpose(1, 2)
         if self.bernoulli:
             ones = torch.sigmoid(logits)
-            return torch.stack([1 - ones, ones], dim=-1).numpy()
-        return torch.softmax(logits.unflatten(-1, (self._sources, self._classes)), dim=-1).numpy()
+            return torch.stack([1 - ones, ones], dim=-1).cpu().numpy()
+        return torch.softmax(logits.unflatten(-1, (self._sources, self._classes)), dim=-1).cpu().numpy()
 
     def cross_entropy(self, local_states: Tensor, sources: Tensor) -> Tensor:
         """[A] mean cross-entropy per source and step, in nats (paper, section 3.2), with gradients.
@@ -148,7 +161,9 @@ def train_by_epochs(
         ValueError: a dataset of one episode, which leaves nothing to hold out.
     """
     settings, network = predictor.settings, predictor.network
-    local_states, sources = map(torch.from_numpy, (dataset.history, dataset.influence_sources))
+    local_states, sources = (
+        torch.from_numpy(array).to(predictor.device) for array in (dataset.history, dataset.influence_sources)
+    )
     episodes = local_states.shape[1]
     if episodes < 2:
         raise ValueError("an influence dataset needs two episodes at least: one to train on, one held out")
@@ -174,7 +189,7 @@ def train_by_epochs(
     optimiser = Adam(network)
     before = test_loss()
     best, best_parameters = before.clone(), network.parameters.clone()
-    waited = torch.zeros(network.n_agents, dtype=torch.long)
+    waited = torch.zeros(network.n_agents, dtype=torch.long, device=predictor.device)
     for _ in range(settings.epochs):
         for batch in torch.from_numpy(permutations.permutation(n_sequences)).split(per_minibatch):
             network.backward(predictor.cross_entropy(training[0][:, :, batch], training[1][:, :, batch]).sum())
@@ -190,4 +205,4 @@ def train_by_epochs(
             break
         yield
     network.parameters.copy_(best_parameters)
-    return before.numpy(), best.numpy()
+    return before.cpu().numpy(), best.cpu().numpy()

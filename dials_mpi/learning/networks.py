@@ -35,6 +35,7 @@ class StackedNetwork:
             they are zero.
         head_gains: (width, gain) pairs: parts of the head and the gains of their initial weights. Default: one part
             with gain 1.
+        device: where it computes. Initial parameters are drawn on the CPU, so they are the same everywhere.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class StackedNetwork:
         activation: str,
         seeds: Sequence[int | None],
         head_gains: Sequence[tuple[int, float]] | None = None,
+        device: torch.device | str = "cpu",
     ):
         self.n_agents = len(seeds)
         self.recurrent_size = recurrent_size
@@ -66,9 +68,9 @@ class StackedNetwork:
         self.shapes: dict[str, tuple[int, int]] = shapes
         """Name and shape of each parameter of one agent, in the order of its row."""
         size = sum(math.prod(shape) for shape in shapes.values())
-        self.parameters = torch.zeros(self.n_agents, size)
+        self.parameters = torch.zeros(self.n_agents, size, device=device)
         """[A, P] float32. Written in place by optimisers, exchanges and checkpoints."""
-        self.gradients = torch.zeros(self.n_agents, size)
+        self.gradients = torch.zeros_like(self.parameters)
         """[A, P] float32, of the last `backward`."""
         self._views = {name: view.detach().requires_grad_() for name, view in self._by_name(self.parameters).items()}
         self._gradient_views = list(self._by_name(self.gradients).values())
@@ -76,11 +78,13 @@ class StackedNetwork:
 
     def arrays_of(self, row: int) -> dict[str, np.ndarray]:
         """One agent's parameters by name, in their shapes, float32."""
-        return {name: view[row].detach().numpy().copy() for name, view in self._views.items()}
+        return {name: np.array(view[row].detach().cpu()) for name, view in self._views.items()}
 
     def initial_state(self, n_sequences: int) -> Tensor | None:
         """The memory at the start of an episode: zeros [A, S, H], or None for a feed-forward network."""
-        return torch.zeros(self.n_agents, n_sequences, self.recurrent_size) if self.recurrent_size else None
+        if not self.recurrent_size:
+            return None
+        return self.parameters.new_zeros(self.n_agents, n_sequences, self.recurrent_size)
 
     @torch.no_grad()
     def step(self, features: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -173,8 +177,8 @@ def _linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     """`_linear` with gradients.
 
-    Like `baddbmm`'s own, but the bias gets its gradient from a matrix product, too: the order in which `sum` adds depends on
-    how many agents are stacked.
+    Like those of `baddbmm`, but the bias gets its gradient from a matrix product, too: the order in which `sum` adds
+    depends on how many agents are stacked.
     """
 
     @staticmethod
@@ -236,7 +240,7 @@ class _GRU(torch.autograd.Function):
         a, length, s, h = before.shape
         reset, update, new = gates.split(h, dim=-1)
         # d(pre-activation) / d(state after the step). In this order the first three are those of the inputs' shares of
-        # the new, reset and update gates, the last three those of the state's shares of the reset, update and new gates.
+        # the new, reset and update gates, the last three those of the state's shares of reset, update and new gates.
         grads = gates.new_empty(a, length, s, 4, h)
         for_new, for_reset, for_update, for_hidden_new = grads.unbind(3)
         tanh_backward, sigmoid_backward = torch.ops.aten.tanh_backward, torch.ops.aten.sigmoid_backward
@@ -259,8 +263,8 @@ class _GRU(torch.autograd.Function):
         flat = grads.view(a, length * s, 4 * h)
         by_input = torch.bmm(inputs.flatten(1, 2).transpose(1, 2), flat[..., : 3 * h])
         by_state = torch.bmm(before.flatten(1, 2).transpose(1, 2), flat[..., h:])
-        biases = _sum_of_rows(flat)
-        return None, None, by_input.roll(-h, -1), by_state, biases[..., : 3 * h].roll(-h, -1), biases[..., 3 * h :], None
+        biases, bias_new = _sum_of_rows(flat).split([3 * h, h], dim=-1)
+        return None, None, by_input.roll(-h, -1), by_state, biases.roll(-h, -1), bias_new, None
 
 
 def _steps_with_wipe(keep: Tensor | None) -> frozenset[int]:
@@ -276,6 +280,6 @@ def mean_per_agent(x: Tensor) -> Tensor:
     return x.flatten(1).mean(dim=1, dtype=torch.float64).float()
 
 
-def as_features(observations: np.ndarray) -> Tensor:
+def as_features(observations: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Observations or local states of any dtype as a network's float32 input."""
-    return torch.from_numpy(observations).float()
+    return torch.from_numpy(observations).to(device).float()

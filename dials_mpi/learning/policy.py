@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from dials_mpi.config import NetworkSettings
@@ -17,10 +18,17 @@ class Policy:
         observation_size, n_actions: O and the number of actions of the domain.
         settings: sizes and activation.
         seed: the run's seed.
+        device: where it computes.
     """
 
     def __init__(
-        self, agents: Sequence[int], observation_size: int, n_actions: int, settings: NetworkSettings, seed: int
+        self,
+        agents: Sequence[int],
+        observation_size: int,
+        n_actions: int,
+        settings: NetworkSettings,
+        seed: int,
+        device: torch.device | str = "cpu",
     ):
         self.n_actions = n_actions
         # A small gain makes the first policies nearly uniform; the critic's head keeps the usual one.
@@ -32,12 +40,17 @@ class Policy:
             settings.activation,
             [torch_seed(seed, "policy/initialise", agent) for agent in agents],
             head_gains=[(n_actions, 0.01), (1, 1.0)],
+            device=device,
         )
 
     @property
     def parameters(self) -> Tensor:
         """[A, P] float32, one row per agent."""
         return self.network.parameters
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.parameters.device
 
     def initial_state(self, copies: int) -> Tensor | None:
         return self.network.initial_state(copies)

@@ -86,10 +86,11 @@ class PPO:
             order = torch.from_numpy(permutations.permutation(n_sequences))
             minibatches = order.split(per_minibatch) if per_minibatch < n_sequences else (slice(None),)
             for batch in minibatches:
+                kept = keep[:, batch]
                 logits, values = self.policy.unroll(
                     observations[:, :, batch],
                     states[:, batch] if states.shape[-1] else None,
-                    None if keep[:, batch].all() else keep[:, batch],
+                    None if kept.all() else kept.to(self.policy.device),
                 )
                 distribution = torch.log_softmax(logits, dim=-1)
                 log_probabilities = distribution.gather(-1, actions[:, :, batch].unsqueeze(-1)).squeeze(-1)

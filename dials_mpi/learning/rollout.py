@@ -43,16 +43,23 @@ class Rollout:
     """[A, T / L, B, H] float32, the policy's memory before every L-th step (L: sequence length); H = 0 without one."""
 
     @classmethod
-    def empty(cls, n_agents: int, settings: PPOSettings, observation_size: int, state_size: int) -> "Rollout":
+    def empty(
+        cls,
+        n_agents: int,
+        settings: PPOSettings,
+        observation_size: int,
+        state_size: int,
+        device: torch.device | str = "cpu",
+    ) -> "Rollout":
         """Arrays to be filled in, with T, B and L from the settings and H = `state_size`."""
         length, copies = settings.rollout_length, settings.copies
 
         def floats(*shape):
-            return torch.zeros(n_agents, *shape)
+            return torch.zeros(n_agents, *shape, device=device)
 
         return cls(
             observations=floats(length, copies, observation_size),
-            actions=torch.zeros(n_agents, length, copies, dtype=torch.int64),
+            actions=torch.zeros(n_agents, length, copies, dtype=torch.int64, device=device),
             log_probabilities=floats(length, copies),
             values=floats(length, copies),
             next_values=floats(length, copies),
@@ -61,8 +68,12 @@ class Rollout:
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The fields by name, as numpy arrays that share memory with them."""
+        """The fields of a rollout on the CPU by name, as numpy arrays that share memory with them."""
         return {field.name: getattr(self, field.name).numpy() for field in fields(self)}
+
+    def to(self, device: torch.device | str) -> "Rollout":
+        """The same on another device; itself if it is there already."""
+        return Rollout(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 class Actor:
@@ -104,20 +115,19 @@ class Actor:
     def collect(self, into: Rollout, sequence_length: int) -> None:
         """Takes T steps and fills `into`, going on where the last call stopped."""
         length = into.rewards.shape[1]
-        logits = torch.empty(*into.rewards.shape, self._policy.n_actions)
-        observations, rewards = into.observations.numpy(), into.rewards.numpy()
+        logits = into.rewards.new_empty(*into.rewards.shape, self._policy.n_actions)
         ends = []
         for t in range(length):
             with self._clock("act"):
-                observations[:, t] = self._observations
+                into.observations[:, t] = torch.from_numpy(self._observations)
                 if t % sequence_length == 0 and self._state is not None:
                     into.states[:, t // sequence_length] = self._state
                 logits[:, t], into.values[:, t], self._state = self._policy.step(into.observations[:, t], self._state)
                 into.actions[:, t] = sample(logits[:, t], self._noise)
-                actions = into.actions[:, t].numpy()
+                actions = into.actions[:, t].cpu().numpy()
             with self._clock("simulate"):
                 self._observations, reward = self._simulator.step(actions)
-                rewards[:, t] = reward
+                into.rewards[:, t] = torch.from_numpy(reward)
                 self._elapsed += 1
             if self._elapsed == self._horizon:
                 ends.append((t, self._value_now()))
@@ -136,7 +146,7 @@ class Actor:
         self._elapsed = 0
 
     def _value_now(self) -> Tensor:
-        return self._policy.step(as_features(self._observations), self._state)[1]
+        return self._policy.step(as_features(self._observations, self._policy.device), self._state)[1]
 
 
 class Player:
@@ -157,13 +167,13 @@ class Player:
 
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Actions [A, B] int64 for observations [A, B, O]."""
-        logits, _, self._state = self._policy.step(as_features(observations), self._state)
-        return sample(logits, self._noise).numpy()
+        logits, _, self._state = self._policy.step(as_features(observations, self._policy.device), self._state)
+        return sample(logits, self._noise).cpu().numpy()
 
 
 def sample(logits: Tensor, noise: NoiseBuffer) -> Tensor:
     """Actions ~ softmax(logits) by the Gumbel-max trick, each agent's from its own stream; logits [A, B, actions]."""
-    return (logits + torch.from_numpy(noise.next())).argmax(dim=-1)
+    return (logits + torch.from_numpy(noise.next()).to(logits.device)).argmax(dim=-1)
 
 
 def log_probability(logits: Tensor, actions: Tensor) -> Tensor:

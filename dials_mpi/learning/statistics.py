@@ -15,13 +15,13 @@ class Means:
     def add(self, values: dict[str, Tensor]) -> None:
         self._count += 1
         for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value.clone()
 
     def rows(self) -> dict[str, np.ndarray]:
         """What has been added so far, as arrays [A]: the sums by name, and `count`. Empty if nothing has."""
         if not self._count:
             return {}
-        sums = {name: total.numpy() for name, total in self._sums.items()}
+        sums = {name: total.cpu().numpy() for name, total in self._sums.items()}
         return {**sums, "count": np.full(len(next(iter(sums.values()))), self._count)}
 
     @classmethod
