@@ -29,7 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench_measure import Figure, Options
+from bench_measure import USUAL_SECONDS, Figure, Options
 
 from dials_mpi.cli import at_least
 from dials_mpi.errors import UserError
@@ -82,7 +82,7 @@ def parser() -> Parser:
     p.add_argument("parts", metavar="PART", nargs="*", help="what to measure (all but the long ones)")
     p.add_argument("--list", action="store_true", help="name the parts, with about how long they take, and end")
     p.add_argument("--repeats", type=at_least(1), metavar="N", help="per figure (5; of whole runs 1 or 3, see --list)")
-    p.add_argument("--seconds", type=_positive, default=0.5, metavar="S", help="per repeat of a rate (0.5)")
+    p.add_argument("--seconds", type=_positive, default=USUAL_SECONDS, metavar="S", help="per repeat of a rate (0.5)")
     p.add_argument("--most", type=at_least(1), metavar="N", help="leave out more agents, lights, tiles or ranks than N")
     p.add_argument("--folder", type=Path, help="where runs and checkpoints are written (the temporary folder)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures and their values; after each part")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+USUAL_SECONDS = 0.5
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -36,7 +38,7 @@ class Options:
     """What the user asked for."""
 
     seconds: float
-    """That a rate is measured for, in one repeat."""
+    """That a rate is measured for, in one repeat. Whole runs are as much longer or shorter than usual."""
     most: float
     """Agents, lights, tiles or ranks; larger sizes are left out."""
     folder: Path | None
@@ -46,6 +48,10 @@ class Options:
 
     def sizes(self, *sizes: int) -> list[int]:
         return [size for size in sizes if size <= self.most]
+
+    def stretched(self, length: float) -> float:
+        """The length of a run, for `seconds` instead of the usual ones."""
+        return length * self.seconds / USUAL_SECONDS
 
     def rate(
         self,

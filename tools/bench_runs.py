@@ -118,7 +118,7 @@ def memory(options: Options, stack: ExitStack) -> list[Measurement]:
                     if _rank(process) > 0:
                         largest[:] = map(max, largest, _memory(process))
 
-            steps = 12 * _UNIT[env]
+            steps = _UNIT[env] * max(2, int(options.stretched(12)))
             arguments = [f"--env={env}", "--agents=1", f"--steps={steps}", "--set=predictor.epochs=3"]
             run_package(options, 2, [*arguments, *_evaluating_little(steps)], watch)
             return zip((figure.name for figure in figures), largest, strict=True)
@@ -225,7 +225,7 @@ def _weak_scaling(options: Options, env: str, ranks: tuple[int, ...], units: int
     measurements = []
     for size in options.sizes(*ranks):
         owners = size - 1
-        steps = _UNIT[env] * max(2, units // owners)
+        steps = _UNIT[env] * max(2, int(options.stretched(units)) // owners)
         about = f"{min(owners, cores())} of {cores()} cores busy, {steps:,} steps per agent"
         wall, cpu = f"{size} ranks", f"{size} ranks, by CPU time"
         figures = [
