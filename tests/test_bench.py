@@ -33,7 +33,7 @@ PROMISED = {
     ),
     "traffic-learner": with_more([f"IALS + PPO, {n}" for n in ONE_AND_FOUR], *LEARNING, "SUMO's own step"),
     "warehouse-simulators": {
-        f"{what}, 1 agent, {copies}" for what in ("local simulator", "IALS") for copies in ("1 copy", "8 copies")
+        f"{what}{copies}, 1 agent" for what in ("local simulator", "IALS") for copies in ("", ", single copy")
     },
     "traffic-simulators": {
         *with_more(["1 tile over libsumo"], "SUMO's own step"),
@@ -41,7 +41,9 @@ PROMISED = {
     },
     "traffic-traci": with_more(["1 tile over traci"], "SUMO's own step"),
     "warehouse-gs": {
-        f"{what}, 4 agents, {copies}" for what in ("GS", "GS + joint policy") for copies in ("1 copy", "50 copies")
+        f"{what}, 4 agents, {copies}"
+        for what in ("GS", "GS + joint policy")
+        for copies in ("1 copy", "10 copies", "50 copies")
     },
     "traffic-gs": {"GS, 4 lights", "GS + joint policy, 4 lights"},
     "aip-training": {"warehouse, 1 agent", "warehouse, 4 agents", "traffic, 1 agent"},

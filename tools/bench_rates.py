@@ -31,7 +31,7 @@ torch.set_num_threads(1)
 
 _LARGEST_BLOCK = 100
 _LEARNING = ("simulate", "act", "ppo_update")
-_WAREHOUSE_COPIES = 50
+_WAREHOUSE_COPIES = (1, 10, 50)
 _TRAFFIC_COPIES = 5
 _INFLOW, _SWITCHES = 0.1, 0.08
 """About what a trained light sees and does."""
@@ -45,12 +45,11 @@ def warehouse_learner(options: Options, stack: ExitStack) -> list[Measurement]:
     def block(n: int, what: str = "", target: float | None = None, *layers: dict) -> Measurement:
         return _learner(options, stack, "warehouse", n, f"IALS + PPO{what}, {_agents(n)}", 1122.0, target, *layers)
 
-    single = {"ppo": {"copies": 1, "minibatch_size": 50}}
     paper = load_yaml(Path(__file__).parents[1] / "configs" / "warehouse_paper.yaml")
     published = {"policy": paper["policy"], "ppo": {"epochs": paper["ppo"]["epochs"]}}
     targets = {1: 30_000.0, 25: 80_000.0}
     return [
-        block(1, ", single copy", None, single),
+        block(1, ", single copy", None, _single_copy("warehouse")),
         *(block(n, "", targets.get(n)) for n in options.sizes(1, 4, 10, 25, 50)),
         *(block(n, ", published network", 12_000.0, published) for n in options.sizes(1, 4, 25)),
     ]
@@ -67,8 +66,11 @@ def traffic_learner(options: Options, stack: ExitStack) -> list[Measurement]:
 
 def warehouse_simulators(options: Options, stack: ExitStack) -> list[Measurement]:
     measurements = []
-    for n, copies in ((1, 1), *((n, None) for n in options.sizes(1, 25))):
-        c, domain = _setting("warehouse", {"ppo": {"copies": copies, "minibatch_size": 50}} if copies else {})
+    for n, what, layer in (
+        (1, ", single copy", _single_copy("warehouse")),
+        *((n, "", {}) for n in options.sizes(1, 25)),
+    ):
+        c, domain = _setting("warehouse", layer)
         b = c.ppo.copies
         simulator = domain.local_simulator(range(n), b)
         simulator.seed(streams(0, "train/simulator", range(n)))
@@ -79,9 +81,7 @@ def warehouse_simulators(options: Options, stack: ExitStack) -> list[Measurement
         ials = _ials(domain, c, n, "warehouse")
         augmented = _episode(ials, lambda s=ials, a=actions: s.step(a), domain.horizon)
         for name, work, published in (("local simulator", alone, 13_390.0), ("IALS", augmented, None)):
-            figure = Figure(
-                f"{name}, {_agents(n)}, {b} cop{'y' if b == 1 else 'ies'}", "agent-steps/s", published, about=f"B = {b}"
-            )
+            figure = Figure(f"{name}{what}, {_agents(n)}", "agent-steps/s", published, about=f"B = {b}")
             measurements.append(options.rate(figure, work, domain.horizon * n * b))
     return measurements
 
@@ -112,7 +112,7 @@ def warehouse_gs(options: Options, stack: ExitStack) -> list[Measurement]:
     targets = {4: 10_000.0, 25: 2_500.0, 100: 600.0}
     for n in options.sizes(*published):
         c, domain = _setting("warehouse", agents=n)
-        for b in (1, _WAREHOUSE_COPIES):
+        for b in _WAREHOUSE_COPIES:
             simulator = domain.global_simulator(b)
             simulator.seed(streams(0, "collect/simulator", range(b)))
             actions = np.random.default_rng(0).integers(domain.n_actions, size=(n, b))
@@ -349,6 +349,12 @@ def _tiles(options: Options, stack: ExitStack, backend: str) -> list[Measurement
 def _setting(env: str, *layers: dict, agents: int = _LARGEST_BLOCK) -> tuple[Configuration, Domain]:
     c = resolve([("bench", {"env": env, "agents": agents}), *(("bench", layer) for layer in layers)], agents)
     return c, make_domain(env, agents, c.domain)
+
+
+def _single_copy(env: str) -> dict:
+    """One copy of the simulator per agent, as the published code has it, and updates on whole rollouts."""
+    c, _ = _setting(env)
+    return {"ppo": {"copies": 1, "minibatch_size": c.ppo.rollout_length}}
 
 
 def _policy(domain: Domain, c: Configuration, n: int) -> Policy:

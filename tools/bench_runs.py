@@ -1,6 +1,7 @@
 """Benchmarks of whole runs of the package, under mpirun, read off what they leave on disk. Started by bench.py."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import launched_rank
 from dials_mpi.runs.published import FINAL_RETURN
 from dials_mpi.runs.reading import Run, open_run
+from dials_mpi.simulators.registry import BUILT_IN
 
 _POLL_SECONDS = 0.05
 _LEARNING = ("simulate", "act", "ppo_update")
@@ -33,8 +35,10 @@ _OVERSUBSCRIBE = {
 }
 """Open MPI wants to be told that more ranks than cores are meant, as tools/environment.sh does."""
 
-# Steps of a unit of whole episodes, the shortest stretch of a run.
-_UNIT = {"warehouse": 800, "traffic": 2400}
+_SHORTEST = 1
+"""Steps, which a run rounds up to whole episodes and whole rollouts."""
+_MEMORY_STEPS = 20_000
+_STEPS_PER_RANK = 4_800
 
 
 class Finished(NamedTuple):
@@ -45,25 +49,25 @@ class Finished(NamedTuple):
 
 def warehouse_weak_scaling(options: Options, stack: ExitStack) -> list[Measurement]:
     # Learning robots make a square.
-    return _weak_scaling(options, "warehouse", (2, 5, 10, 17, 26), 90, ["--mode=untrained-dials"])
+    return _weak_scaling(options, "warehouse", (2, 5, 10, 17, 26), 72_000, ["--mode=untrained-dials"])
 
 
 def traffic_weak_scaling(options: Options, stack: ExitStack) -> list[Measurement]:
     # Untrained predictors would fill the roads; little data shows how few vehicles come.
     little = ["--set=dataset.steps=1500", "--set=predictor.epochs=20"]
-    return _weak_scaling(options, "traffic", (2, 3, 6, 13, 26), 20, little)
+    return _weak_scaling(options, "traffic", (2, 3, 6, 13, 26), 48_000, little)
 
 
 def start_up(options: Options, stack: ExitStack) -> list[Measurement]:
     """From the launch until all ranks have come to the first evaluation, which is a short one."""
     measurements = []
-    for env in _UNIT:
+    for env in BUILT_IN:
         for ranks in options.sizes(2, 26):
             figure = Figure(f"{env}, {ranks} ranks", "s", better="lower", about=f"{cores()} cores")
 
             def once(env=env, ranks=ranks, figure=figure):
-                arguments = ["--mode=untrained-dials", f"--steps={_UNIT[env]}", *_evaluating_little(_UNIT[env])]
-                yield figure.name, run_package(options, ranks, [f"--env={env}", *arguments]).first_record
+                arguments = [f"--env={env}", "--mode=untrained-dials", *_short(_SHORTEST)]
+                yield figure.name, run_package(options, ranks, arguments).first_record
 
             measurements.append(Measurement([figure], once))
     return measurements
@@ -84,8 +88,8 @@ def aip_round(options: Options, stack: ExitStack) -> list[Measurement]:
         ]
 
         def once(n=n, ranks=ranks, figures=figures):
-            short = [f"--steps={_UNIT['warehouse']}", *_evaluating_little(_UNIT["warehouse"])]
-            finished = run_package(options, ranks, ["--env=warehouse", f"--agents={n}", *short])
+            arguments = ["--env=warehouse", f"--agents={n}", *_short(_SHORTEST)]
+            finished = run_package(options, ranks, arguments)
             phases = finished.run.facts["summary"]["phases"]
             collection, training = (
                 sum(phases.get(phase, {"max_seconds": 0.0})["max_seconds"] for phase in part)
@@ -118,9 +122,9 @@ def memory(options: Options, stack: ExitStack) -> list[Measurement]:
                     if _rank(process) > 0:
                         largest[:] = map(max, largest, _memory(process))
 
-            steps = _UNIT[env] * max(2, int(options.stretched(12)))
-            arguments = [f"--env={env}", "--agents=1", f"--steps={steps}", "--set=predictor.epochs=3"]
-            run_package(options, 2, [*arguments, *_evaluating_little(steps)], watch)
+            steps = options.stretched(_MEMORY_STEPS)
+            arguments = [f"--env={env}", "--agents=1", "--set=predictor.epochs=3", *_short(steps)]
+            run_package(options, 2, arguments, watch)
             return zip((figure.name for figure in figures), largest, strict=True)
 
         measurements.append(Measurement(figures, once))
@@ -130,7 +134,7 @@ def memory(options: Options, stack: ExitStack) -> list[Measurement]:
 def checkpoint(options: Options, stack: ExitStack) -> list[Measurement]:
     """By number of agents, with the default networks; every rank takes part as in a run."""
     sizes = options.sizes(*_CHECKPOINT_AGENTS)
-    names = [f"{n} {env} agents" for env in _UNIT for n in sizes]
+    names = [f"{n} {env} agents" for env in BUILT_IN for n in sizes]
     figures = [
         figure
         for name in names
@@ -212,21 +216,23 @@ def _to_published_return(options: Options, env: str, published: float, target: f
     return [Measurement(figures, once)]
 
 
-def _weak_scaling(options: Options, env: str, ranks: tuple[int, ...], units: int, more: list[str]) -> list[Measurement]:
+def _weak_scaling(
+    options: Options, env: str, ranks: tuple[int, ...], agent_steps: int, more: list[str]
+) -> list[Measurement]:
     """One agent per rank beside rank 0, and ever more ranks on the cores of this machine.
 
     A core is busy if there is a rank for it that learns; with more ranks than cores they take turns.
 
     Args:
-        units: of whole episodes that all agents learn for together, about.
+        agent_steps: of all agents together, about; many agents take more.
         more: arguments of the runs.
     """
     rates: dict[str, float] = {}
     measurements = []
     for size in options.sizes(*ranks):
         owners = size - 1
-        steps = _UNIT[env] * max(2, int(options.stretched(units)) // owners)
-        about = f"{min(owners, cores())} of {cores()} cores busy, {steps:,} steps per agent"
+        steps = options.stretched(max(_STEPS_PER_RANK, agent_steps // owners))
+        about = f"{min(owners, cores())} of {cores()} cores busy"
         wall, cpu = f"{size} ranks", f"{size} ranks, by CPU time"
         figures = [
             Figure(wall, "agent-steps/s and busy core", about=about),
@@ -236,7 +242,7 @@ def _weak_scaling(options: Options, env: str, ranks: tuple[int, ...], units: int
         if size > ranks[0]:
             figures.insert(1, Figure(f"{wall}: to {ranks[0]} ranks", "×", None, 0.85))
             figures.insert(3, Figure(f"{cpu}: to {ranks[0]} ranks", "×"))
-        arguments = [f"--env={env}", f"--agents={owners}", f"--steps={steps}", *more, *_evaluating_little(steps)]
+        arguments = [f"--env={env}", f"--agents={owners}", *more, *_short(steps)]
         if env == "traffic":
             arguments += ["--set=domain.rows=1", f"--set=domain.columns={owners}"]
 
@@ -344,8 +350,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _evaluating_little(steps: int) -> list[str]:
+def _short(steps: float) -> list[str]:
+    """Arguments of a run in a single segment, with next to no evaluation."""
+    steps = math.ceil(steps)
     return [
+        f"--steps={steps}",
         f"--set=evaluation.interval={steps}",
         "--set=evaluation.episodes=2",
         "--set=evaluation.handcoded_episodes=0",
