@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -77,24 +78,33 @@ def test_the_list_names_every_part_and_needs_neither_torch_nor_mpi(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="CPU time and memory of other processes are read from /proc")
-def test_every_part_gives_its_figures(tmp_path):
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [name for name in PROMISED if bench.PARTS[name].module == "bench_rates"],
+        *([name] for name in PROMISED if bench.PARTS[name].module == "bench_runs"),
+    ],
+    ids=lambda parts: parts[0] if len(parts) == 1 else "rates",
+)
+def test_every_part_gives_its_figures(tmp_path, parts):
     file = tmp_path / "figures.json"
-    result = tool("bench.py", "--most=4", "--repeats=1", "--seconds=0.01", "--json", file, "--folder", tmp_path)
+    quick = ["--most=4", "--repeats=1", "--seconds=0.01", "--folder", tmp_path]
+    result = tool("bench.py", *parts, *quick, "--json", file)
     assert result.returncode == 0, result.stderr
     results = json.loads(file.read_text())
     assert {"processor", "cores", "memory_gib"} <= results["machine"].keys()
     assert {"python", "torch", "numpy"} <= results["versions"].keys()
-    waiting = "CPU use of waiting ranks"  # only of ranks that have waited for longer than these runs take
-    for part, names in PROMISED.items():
+    waiting = "CPU use of waiting ranks"  # only of ranks that wait for longer than these runs take
+    for part in parts:
         figures = [figure for figure in results["figures"] if figure["part"] == part]
-        assert {figure["name"] for figure in figures if waiting not in figure["name"]} == names
+        assert {figure["name"] for figure in figures if waiting not in figure["name"]} == PROMISED[part]
         for figure in figures:
             assert figure["unit"], figure
             assert math.isfinite(figure["median"]), figure
             assert figure["median"] > 0, figure
             assert figure["low"] <= figure["median"] <= figure["high"], figure
-        for owner in {name.partition(": ")[0] for name in names if name.endswith("ppo_update")}:
-            shares = [f["median"] for f in figures if f["name"] in {f"{owner}: {phase}" for phase in LEARNING}]
+        for learner in {f["name"].removesuffix(": act") for f in figures if f["name"].endswith(": act")}:
+            shares = [f["median"] for f in figures if f["name"] in {f"{learner}: {phase}" for phase in LEARNING}]
             assert 90 < sum(shares) <= 100.001
     assert not list(tmp_path.glob("bench-*")), "runs are removed"
     again = tool("bench.py", "--from", file, "--against", file)
@@ -212,6 +222,38 @@ def test_bad_input_is_one_line(tmp_path):
         assert result.returncode == 2
         assert result.stderr.startswith(f"bench: {message}"), result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_instructions_are_counted_by_perf_or_refused_in_one_line(tmp_path):
+    """With a perf that counts nothing but says what the real one says."""
+    perf = tmp_path / "perf"
+    said = "12500000,,instructions:u,24714023,100.00,,"
+    perf.write_text(
+        "#!/bin/sh\n"
+        f'[ "$5" = true ] && {{ echo "{said}" >&2; exit; }}\n'
+        "trap : INT\n"
+        "fifos=${10#fifo:}\n"
+        'exec 3< "${fifos%,*}" 4> "${fifos#*,}"\n'
+        "read -r order <&3; echo ack >&4; read -r order <&3; echo ack >&4\n"
+        f"echo 'Events enabled' >&2; echo '{said}' >&2\n"
+    )
+    perf.chmod(0o755)
+    quick = ["warehouse-simulators", "--most=1", "--repeats=1", "--seconds=0.01"]
+    file = tmp_path / "figures.json"
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    result = tool("bench.py", *quick, "--instructions", "--json", file, PATH=path)
+    assert result.returncode == 0, result.stderr
+    figures = {figure["name"]: figure["median"] for figure in json.loads(file.read_text())["figures"]}
+    for name in PROMISED["warehouse-simulators"]:
+        steps = 12_500_000 / figures[f"{name}: instructions"]
+        assert steps == pytest.approx(round(steps))
+        assert round(steps) % 100 == 0, "whole episodes"
+    perf.write_text("#!/bin/sh\necho '<not supported>,,instructions:u,0,100.00,,' >&2\n")
+    result = tool("bench.py", *quick, "--instructions", PATH=path)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "bench: --instructions: this machine has no counter of instructions (perf stat); leave it out\n"
+    )
 
 
 @pytest.mark.parametrize("env", ["warehouse", "traffic"])

@@ -29,7 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench_measure import USUAL_SECONDS, Figure, Options
+from bench_measure import USUAL_SECONDS, Figure, Options, check_counter
 
 from dials_mpi.cli import at_least
 from dials_mpi.errors import UserError
@@ -84,6 +84,7 @@ def parser() -> Parser:
     p.add_argument("--repeats", type=at_least(1), metavar="N", help="per figure (5; of whole runs 1 or 3, see --list)")
     p.add_argument("--seconds", type=_positive, default=USUAL_SECONDS, metavar="S", help="per repeat of a rate (0.5)")
     p.add_argument("--most", type=at_least(1), metavar="N", help="leave out more agents, lights, tiles or ranks than N")
+    p.add_argument("--instructions", action="store_true", help="count them, too, per step of a rate (by perf)")
     p.add_argument("--folder", type=Path, help="where runs and checkpoints are written (the temporary folder)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures and their values; after each part")
     p.add_argument("--from", type=Path, metavar="FILE", dest="source", help="show the figures of such a file instead")
@@ -126,7 +127,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     parts = {
         name: part for name, part in PARTS.items() if (name in arguments.parts if arguments.parts else not part.long)
     }
-    options = Options(arguments.seconds, arguments.most or math.inf, arguments.folder)
+    options = Options(arguments.seconds, arguments.most or math.inf, arguments.folder, arguments.instructions)
+    if options.instructions:
+        check_counter()
     results = {
         "schema": _SCHEMA,
         "schema_version": _SCHEMA_VERSION,

@@ -11,7 +11,7 @@ one_thread(os.environ)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from bench_measure import Figure, Measurement, Options  # noqa: E402
+from bench_measure import Figure, Measurement, Options, counted  # noqa: E402
 
 from dials_mpi.algorithms.dials import LocalLearners  # noqa: E402
 from dials_mpi.algorithms.plan import updates_per_unit  # noqa: E402
@@ -164,7 +164,7 @@ def traffic_gs(options: Options, stack: ExitStack) -> list[Measurement]:
             yield from by_itself.once()
             yield from with_policy.once()
 
-        measurements.append(Measurement([gs, joint], once))
+        measurements.append(Measurement([*by_itself.figures, *with_policy.figures], once))
     return measurements
 
 
@@ -219,7 +219,7 @@ def roofline(options: Options, stack: ExitStack) -> list[Measurement]:
             flops = update_flops(c, domain) * n
 
             def once(learning=learning, flops=flops, names=[figure.name for figure in figures]):  # noqa: B006
-                updates, seconds, shares = learning.timed(options.seconds)
+                updates, seconds, shares, _ = learning.timed(options)
                 rate = updates * flops / (seconds * shares["ppo_update"])
                 yield names[0], rate / 1e9
                 yield names[1], 100 * rate / latest["peak"]
@@ -256,16 +256,21 @@ class Learning:
         )
         stack.callback(self._learners.close)
 
-    def timed(self, seconds: float) -> tuple[int, float, dict[str, float]]:
-        """Learns for `seconds`; returns updates done, CPU seconds and what share of them each phase had."""
+    def timed(self, options: Options) -> tuple[int, float, dict[str, float], dict[str, float]]:
+        """Learns for a repeat's seconds.
+
+        Returns:
+            Updates done, CPU seconds, what share of them each phase had, and what `counted` counted.
+        """
         self._learners.learn(0, range(1), Means())
-        before, begin, updates = self._clock.report(), time.process_time(), 0
-        while (elapsed := time.process_time() - begin) < seconds or not updates:
-            self._learners.learn(0, range(self.unit), Means())
-            updates += self.unit
+        with counted(options.instructions) as count:
+            before, begin, updates = self._clock.report(), time.process_time(), 0
+            while (elapsed := time.process_time() - begin) < options.seconds or not updates:
+                self._learners.learn(0, range(self.unit), Means())
+                updates += self.unit
         by_phase = dict(zip(PHASES, self._clock.report() - before, strict=False))
         total = sum(by_phase.values())
-        return updates, elapsed, {phase: by_phase[phase] / total for phase in _LEARNING}
+        return updates, elapsed, {phase: by_phase[phase] / total for phase in _LEARNING}, count
 
 
 class SumoTime:
@@ -306,14 +311,20 @@ def _learner(options, stack, env, n, name, published, target, *layers) -> Measur
     c, domain = _setting(env, *layers)
     learning = Learning(stack, c, domain, env, n)
     about = f"B = {c.ppo.copies}, GRU {c.policy.recurrent_size}, layers {list(c.policy.hidden_sizes)}"
+    rate = Figure(name, "agent-steps/s", published, target, about=f"{about}, {c.ppo.epochs} epochs")
+    per_step = options.per_step(rate)
     figures = [
-        Figure(name, "agent-steps/s", published, target, about=f"{about}, {c.ppo.epochs} epochs"),
+        rate,
+        *per_step,
         *(Figure(f"{name}: {phase}", "%", better="neither") for phase in _LEARNING),
     ]
 
     def once():
-        updates, seconds, shares = learning.timed(options.seconds)
-        yield name, updates * c.ppo.rollout_steps * n / seconds
+        updates, seconds, shares, count = learning.timed(options)
+        steps = updates * c.ppo.rollout_steps * n
+        yield name, steps / seconds
+        for figure in per_step:
+            yield figure.name, count["instructions"] / steps
         for phase, share in shares.items():
             yield f"{name}: {phase}", 100 * share
 
