@@ -21,6 +21,7 @@ import json
 import math
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -141,6 +142,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "figures": [],
         "notes": options.notes,
     }
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what it has started ends with it
     load = results["machine"]["load_before"]
     if load > _IDLE:
         options.notes.append(f"the machine is not idle (load {load:.1f} before): whatever is in wall time suffers")
