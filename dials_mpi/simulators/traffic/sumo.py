@@ -117,12 +117,14 @@ class Sumo:
         return self._loaded
 
     def restart(self) -> None:
-        """Empty roads, no vehicle that waits to enter; lights that SUMO drives begin their programs anew.
+        """Empty roads and nobody waiting to enter, whatever was before; SUMO's own programs of lights begin anew. Lights
+        that are set by `set_light` show anything until they are set again.
 
         Raises:
             UserError: SUMO does not start, or refuses the files.
         """
-        if self._watches_lights or not self._clear():
+        mine = self._backend == "libsumo" and Sumo._in_process is self
+        if not mine or self._watches_lights or not self._clear():
             self._load()
         self._entered = 0
 
@@ -153,15 +155,13 @@ class Sumo:
                 self._api.trafficlight.subscribe(light, [self._constants.TL_RED_YELLOW_GREEN_STATE])
 
     def _clear(self) -> bool:
-        """Removes all vehicles, which takes a fraction of the time of `_load`; whether that was possible.
+        """Removes all vehicles, which takes a fraction of the time of `_load`; False if there is one it cannot reach.
 
-        The network has no other memory: its time goes on, but nothing depends on it.
+        The network has no other memory but its lights, and its clock, which goes on: nothing depends on it.
         """
-        if self._loaded is None or (self._backend == "libsumo" and Sumo._in_process is not self):
-            return False
         api = self._loaded
         vehicles = [*api.vehicle.getIDList(), *api.simulation.getPendingVehicles()]
-        if len(vehicles) != len(api.vehicle.getLoadedIDList()):  # one is being teleported after a collision
+        if len(vehicles) != len(api.vehicle.getLoadedIDList()):  # SUMO is moving one on after a collision
             return False
         for vehicle in vehicles:
             api.vehicle.remove(vehicle)
