@@ -117,8 +117,8 @@ class Sumo:
         return self._loaded
 
     def restart(self) -> None:
-        """Empty roads and nobody waiting to enter, whatever was before; SUMO's own programs of lights begin anew. Lights
-        that are set by `set_light` show anything until they are set again.
+        """Empty roads and nobody who waits to enter, whatever was before. SUMO's own programs of lights begin anew; a
+        light that `set_light` set must be set again.
 
         Raises:
             UserError: SUMO does not start, or refuses the files.
@@ -190,7 +190,7 @@ class Sumo:
         return (self._asked if self._backend == "libsumo" else self._subscribed)(api, drop_pending)
 
     def _asked(self, api, drop_pending: bool) -> Vehicles:
-        """By a call per figure. Calls within the process are cheap; subscriptions grow dear with their number."""
+        """By one call per figure: cheap within the process, while SUMO's cost of n subscriptions grows as n²."""
         if drop_pending:
             for vehicle in api.simulation.getPendingVehicles():
                 api.vehicle.remove(vehicle)
@@ -203,7 +203,7 @@ class Sumo:
         )
 
     def _subscribed(self, api, drop_pending: bool) -> Vehicles:
-        """By what SUMO sends unasked. A call over the socket takes longer than all of that."""
+        """By what SUMO sends after the step: each question over the socket would cost a round trip."""
         c = self._constants
         events = api.simulation.getSubscriptionResults()
         for vehicle in events[c.VAR_DEPARTED_VEHICLES_IDS]:
