@@ -135,6 +135,35 @@ def test_full_lanes_and_yellow_do_not_leak_into_the_next_local_episode(backend):
             assert np.array_equal(step.rewards, fresh[1][t])
 
 
+def test_a_vehicle_that_sumo_moves_on_after_a_collision_does_not_come_back_in_the_next_episode():
+    """It is on no road and does not wait to enter: it cannot be removed."""
+    actions, sources = np.zeros((40, 1, 1), int), np.eye(4, dtype=np.uint8)[[[[0]]] * 40]
+    domain = traffic(outgoing_length=20)
+    fresh = play_local(domain, [0], 1, actions, sources)
+    with domain.local_simulator([0], 1) as ls:
+        ls.seed(generators(1))
+        ls.reset()
+        vehicles = ls.intersections.sumo._api.vehicle
+        for t in range(100):
+            ls.step(actions[0], sources[0])
+            for vehicle in vehicles.getIDList():  # the way out fills up, and who comes last drives into the queue
+                if vehicles.getLaneID(vehicle).startswith("e0_1_1") and vehicles.getLanePosition(vehicle) > 10:
+                    vehicles.setSpeed(vehicle, 0)
+            if t > 25:
+                vehicles.setSpeedMode(vehicle, 0)
+                vehicles.setSpeed(vehicle, 10)
+            if len(vehicles.getIDList()) < len(vehicles.getLoadedIDList()):
+                break
+        else:
+            pytest.fail("no vehicle was moved on")
+        ls.seed(generators(1))
+        ls.reset()
+        for t in range(40):
+            step = ls.step(actions[t], sources[t])
+            assert np.array_equal(step.observations, fresh[2][t])
+            assert np.array_equal(step.rewards, fresh[1][t])
+
+
 @pytest.mark.parametrize("controller", ["actuated", "fixed-time"])
 def test_controllers_start_every_episode_alike(controller):
     domain = traffic()

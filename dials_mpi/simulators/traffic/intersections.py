@@ -16,6 +16,7 @@ APPROACHES = len(HEADINGS)
 PHASES = 4
 N_ACTIONS = 2
 SWITCH = 1
+_ONE_HOT = np.eye(PHASES, dtype=np.uint8)
 _SPEED_UNIT = 2.0**-20
 """Speeds are summed as whole multiples of this: then the sum does not depend on the order of the vehicles."""
 
@@ -88,7 +89,7 @@ class Intersections:
 
     def lights(self) -> np.ndarray:
         """[K, 4] uint8, one-hot phases."""
-        return np.eye(PHASES, dtype=np.uint8)[self.phases]
+        return _ONE_HOT[self.phases]
 
     def states(self) -> list[str]:
         """What each light shows, in SUMO's notation."""
