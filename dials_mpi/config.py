@@ -39,7 +39,7 @@ class NetworkSettings(Settings):
 
 class DatasetSettings(Settings):
     steps: int = Field(10_000, ge=1, description="joint steps on the GS per retraining, rounded up to whole episodes")
-    copies: int = Field(50, ge=1, description="copies of the GS that collect them side by side")
+    copies: int = Field(10, ge=1, description="episodes per batch, in copies of the GS side by side")
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the episodes held out for the test loss")
     keep_rounds: int = Field(0, ge=0, description="newest rounds kept in the HDF5 files; 0: all")
 

@@ -252,7 +252,7 @@ def test_streams_differ_by_every_part_of_their_name():
     keys = [
         (seed, purpose, member, round_)
         for seed in (0, 1)
-        for purpose in ("collect/actions", "train/actions")
+        for purpose in ("evaluate/actions", "train/actions")
         for member in (0, 1)
         for round_ in (0, 1)
     ]

@@ -26,6 +26,7 @@ from dials_mpi.config import Configuration, resolve  # noqa: E402
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator  # noqa: E402
 from dials_mpi.influence.collection import collect  # noqa: E402
 from dials_mpi.influence.predictor import InfluencePredictor, train  # noqa: E402
+from dials_mpi.learning.episodes import JointEpisodes  # noqa: E402
 from dials_mpi.learning.policy import Policy  # noqa: E402
 from dials_mpi.learning.rollout import Player  # noqa: E402
 from dials_mpi.learning.statistics import Means  # noqa: E402
@@ -150,7 +151,7 @@ def ials_ppo(c: Configuration, agents: int):
 
 def global_simulator(c: Configuration, agents: int, copies: int):
     simulator = domain_of(c, agents).global_simulator(copies)
-    simulator.seed(streams(0, "collect/simulator", range(copies)))
+    simulator.seed(streams(0, "evaluate/simulator", range(copies)))
     actions = np.random.default_rng(0).integers(4, size=(agents, copies))
     return episode(simulator, lambda: simulator.step(actions), c), c.domain.horizon * copies
 
@@ -158,9 +159,9 @@ def global_simulator(c: Configuration, agents: int, copies: int):
 def joint_policy(c: Configuration, agents: int, copies: int):
     domain = domain_of(c, agents)
     policy = Policy(range(agents), domain.observation_size, domain.n_actions, c.policy, 0)
-    player = Player(policy, copies, streams(0, "collect/actions", range(agents)))
+    player = Player(policy, copies, streams(0, "evaluate/actions", range(agents)))
     simulator = domain.global_simulator(copies)
-    simulator.seed(streams(0, "collect/simulator", range(copies)))
+    simulator.seed(streams(0, "evaluate/simulator", range(copies)))
 
     def work():
         observations = simulator.reset()
@@ -174,7 +175,7 @@ def joint_policy(c: Configuration, agents: int, copies: int):
 def aip_training(c: Configuration, agents: int):
     domain = domain_of(c, 25)
     policy = Policy(range(25), domain.observation_size, domain.n_actions, c.policy, 0)
-    data = next(collect(domain, policy, c.dataset.steps, c.dataset.steps // domain.horizon, 0, 0))
+    data, _ = collect(JointEpisodes(domain, policy, 0, 0), 0, range(c.dataset.steps // domain.horizon))
     mine = type(data)(**{name: array[:agents] for name, array in data.arrays().items()})
     one_epoch = c.predictor.model_copy(update={"epochs": 1})
 

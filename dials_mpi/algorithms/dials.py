@@ -13,9 +13,10 @@ from dials_mpi.algorithms.plan import Segment
 from dials_mpi.algorithms.session import Session
 from dials_mpi.config import Configuration
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
-from dials_mpi.influence.collection import collect, episodes_and_batches
+from dials_mpi.influence.collection import collect, dataset_batches
 from dials_mpi.influence.dataset import InfluenceDataset, agent_file, write_round
 from dials_mpi.influence.predictor import InfluencePredictor, train_by_epochs
+from dials_mpi.learning.episodes import JointEpisodes
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Rollout
@@ -57,22 +58,19 @@ def collect_datasets(session: Session, segment: Segment) -> InfluenceDataset:
     been collected is then collected again.
     """
     c, domain = session.configuration, session.domain
-    episodes, batches = episodes_and_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
-    dataset = InfluenceDataset.empty(len(session.agents), episodes, domain.horizon, domain.influence)
+    batches = dataset_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
+    dataset = InfluenceDataset.empty(len(session.agents), batches[-1].stop, domain.horizon, domain.influence)
     with contextlib.ExitStack() as stack:
         joint = session.joint_policy
         if joint:
-            collection = collect(domain, joint, c.dataset.steps, c.dataset.copies, c.seed, segment.round)
-            stack.enter_context(contextlib.closing(collection))  # and with it the GS
-        first = 0
-        for size in batches:
+            episodes = stack.enter_context(JointEpisodes(domain, joint, c.seed, c.steps_after(segment.updates.start)))
+        for number, members in enumerate(batches):
             with session.clock("collect"):
-                batch = next(collection).arrays() if joint else {}
-            part = InfluenceDataset.empty(len(session.agents), size, domain.horizon, domain.influence)
+                batch = collect(episodes, number, members)[0].arrays() if joint else {}
+            part = InfluenceDataset.empty(len(session.agents), len(members), domain.horizon, domain.influence)
             for name, mine in part.arrays().items():
                 session.exchange.scatter_rows(batch.get(name), mine)
-                dataset.arrays()[name][:, first : first + size] = mine
-            first += size
+                dataset.arrays()[name][:, members] = mine
             session.checkpoints.boundary(segment.updates.start, always=True)
     return dataset
 

@@ -8,10 +8,11 @@ from dials_mpi.algorithms.dials import LocalLearners
 from dials_mpi.algorithms.evaluation import evaluate_policy
 from dials_mpi.algorithms.plan import plan
 from dials_mpi.config import Configuration
-from dials_mpi.influence.collection import collect, episodes_and_batches
+from dials_mpi.influence.collection import collect, dataset_batches
 from dials_mpi.influence.dataset import InfluenceDataset
 from dials_mpi.influence.predictor import InfluencePredictor
 from dials_mpi.influence.predictor import train as train_predictor
+from dials_mpi.learning.episodes import JointEpisodes
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Rollout
@@ -71,18 +72,17 @@ def estimate(configuration: Configuration, domain: Domain, layout: Layout, cores
 
 def _aip_round(c, domain, joint, block, turns: float) -> list[tuple[str, float]]:
     """Seconds of collecting one dataset and of one AIP training that stops half-way."""
-    episodes, batches = episodes_and_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
-    batches_of_all = collect(domain, joint, c.dataset.steps, c.dataset.copies, c.seed, 0)
+    batches = dataset_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
     begin = time.perf_counter()
-    batch = next(batches_of_all)
-    batches_of_all.close()
+    with JointEpisodes(domain, joint, c.seed, 0) as episodes:
+        batch, _ = collect(episodes, 0, batches[0])
     collection = (time.perf_counter() - begin) * len(batches)
     mine = InfluenceDataset(**{name: array[: len(block)] for name, array in batch.arrays().items()})
     one_epoch = c.predictor.model_copy(update={"epochs": 1})
     predictor = InfluencePredictor(block, domain.influence, one_epoch, c.seed)
     permutations = stream(c.seed, "predictor/minibatches")
     epoch = _seconds(lambda: train_predictor(predictor, mine, c.dataset.test_fraction, permutations))
-    training = epoch * (episodes / batches[0]) * c.predictor.epochs / 2 * turns
+    training = epoch * (batches[-1].stop / len(batches[0])) * c.predictor.epochs / 2 * turns
     return [("collection of a dataset", collection), ("AIP training", training)]
 
 
