@@ -57,6 +57,7 @@ def collect_datasets(session: Session, segment: Segment) -> InfluenceDataset:
     stop; what has been collected is then collected again. What the episodes returned is an evaluation, if one is due.
     """
     c, domain = session.configuration, session.domain
+    session.clock.stage = "collect"
     batches = dataset_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
     dataset = InfluenceDataset.empty(len(session.agents), batches[-1].stop, domain.horizon, domain.influence)
     returns = session.empty_returns(batches[-1].stop)
@@ -83,6 +84,7 @@ def train_predictors(
     Between two epochs the run may stop. The AIPs are then what they were before, and the round is done again.
     """
     c, network = session.configuration, predictor.network
+    session.clock.stage = "aip_training"
     before = network.parameters.clone()
     epochs = None
     if session.agents:

@@ -144,6 +144,7 @@ class Session:
 
     def units(self, segment: Segment) -> Iterator[tuple[int, range]]:
         """Number and updates of each unit of a segment; between two of them the run may stop."""
+        self.clock.stage = "learn"
         size = updates_per_unit(self.configuration, self.domain.horizon)
         for start in range(segment.updates.start, segment.updates.stop, size):
             yield start // size, range(start, min(start + size, segment.updates.stop))
@@ -212,6 +213,7 @@ class Session:
         batches = batches_of(evaluation.episodes, evaluation.copies)
         returns = self.empty_returns(evaluation.episodes)
         if together:
+            self.clock.stage = "evaluate"
             with self.joint_episodes(updates) as episodes:
                 for members, mine in self.turns(batches):
                     with self.clock("evaluate"):
@@ -305,6 +307,7 @@ class Session:
         Args:
             state: what `run.json` says of the run.
         """
+        self.clock.stage = "end"
         if state == "finished":
             self.checkpoints.finish(plan(self.configuration, self.domain.horizon)[-1].updates.stop)
         reports = self.exchange.gather_report(self.clock.report())
