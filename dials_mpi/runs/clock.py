@@ -75,7 +75,7 @@ class Clock:
         return time.perf_counter() - self._begin
 
     def report(self) -> np.ndarray:
-        """float64: seconds of `PHASES`, of waiting in `STAGES`, all seconds, CPU seconds waiting, peak memory in MiB."""
+        """float64: seconds of `PHASES`, of waiting in `STAGES`, and all; CPU seconds waiting; peak memory in MiB."""
         seconds = [*self._seconds.values(), *self._waits.values()]
         return np.array([*seconds, self.elapsed, self.waiting_cpu, peak_memory()])
 
