@@ -235,8 +235,8 @@ UNEVEN = ["--set=dataset.steps=500", "--set=evaluation.episodes=3", "--set=evalu
 """Batches of two episodes, the last one of one."""
 SHARED = {
     "warehouse": [
-        (1, 1, "auto", 1), (2, 2, "true", 1), (2, 1, "false", 1), (3, 2, "false", 1), (3, 3, "true", 2),
-        (3, "auto", "auto", 1), (5, 1, "auto", 1), (5, 3, "false", 2), (5, 9, "false", 3),
+        (1, 1, "auto", 1), (2, 2, "true", 1), (2, 1, "false", 1), (3, 3, "true", 2),
+        (5, "auto", "auto", 1), (5, 3, "false", 2), (5, 9, "false", 3),
     ],
     "untrained-dials": [(1, 1, "auto", 1), (3, 2, "true", 1), (5, 2, "false", 2)],
     "gs": [(1, 1, "auto", 1), (3, 2, "true", 2), (3, "auto", "false", 1)],

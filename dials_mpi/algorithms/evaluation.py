@@ -97,10 +97,22 @@ def evaluate_controller(
         def act(_, shape=shape):
             return None if controller else generator.integers(domain.n_actions, size=shape)
 
-        with domain.global_simulator(len(members), controller) as simulator:
-            simulator.seed(streams(seed, "evaluate/simulator", members))
-            parts.append(play_episode(domain, simulator, act, tick))
+        parts.append(play_controller(domain, controller, members, seed, act, tick))
     return Returns(np.concatenate(parts, axis=1))
+
+
+def play_controller(
+    domain: Domain,
+    controller: str | None,
+    members: range,
+    seed: int,
+    act: Callable[[np.ndarray], np.ndarray | None] = lambda observations: None,
+    tick: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """The episodes `members` of `evaluate_controller`, side by side; returns [N, B] float32."""
+    with domain.global_simulator(len(members), controller) as simulator:
+        simulator.seed(streams(seed, "evaluate/simulator", members))
+        return play_episode(domain, simulator, act, tick)
 
 
 def load_policy(

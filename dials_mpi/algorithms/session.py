@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dials_mpi.algorithms.checkpointing import Checkpointing, Resumed
-from dials_mpi.algorithms.evaluation import Returns, evaluate_controller
+from dials_mpi.algorithms.evaluation import Returns, play_controller
 from dials_mpi.algorithms.plan import Segment, plan, updates_per_unit
 from dials_mpi.config import Configuration
 from dials_mpi.learning.episodes import JointEpisodes, batches_of
@@ -165,14 +165,17 @@ class Session:
         return into
 
     def evaluate_references(self) -> None:
-        """Hand-coded controllers on the GS, once, before training."""
+        """Hand-coded controllers on the GS, once, before training; the collectors share the work."""
         evaluation, seed = self.configuration.evaluation, self.configuration.seed
-        episodes = evaluation.handcoded_episodes
-        if not self.record or not episodes:
-            return
-        for controller in self.domain.controllers:
-            with self.clock("evaluate"):
-                result = evaluate_controller(self.domain, controller, episodes, seed, evaluation.copies)
+        batches = batches_of(evaluation.handcoded_episodes, evaluation.copies)
+        for controller in self.domain.controllers if batches else ():
+
+            def play(_, members, controller=controller):
+                return play_controller(self.domain, controller, members, seed)
+
+            result = Returns(self._shared(batches, play))
+            if not self.record:
+                continue
             self._write(0, "reference", controller=controller, **result.as_record())
             self.record.progress.say(f"hand-coded reference, {controller}: return {result}")
             best = self.record.reference
@@ -211,19 +214,29 @@ class Session:
         """
         evaluation = self.configuration.evaluation
         batches = batches_of(evaluation.episodes, evaluation.copies)
-        returns = self.empty_returns(evaluation.episodes)
-        if together:
-            self.clock.stage = "evaluate"
-            with self.joint_episodes(updates) as episodes:
-                for members, mine in self.turns(batches):
-                    with self.clock("evaluate"):
-                        part = episodes.play(*mine) if mine else None
-                    self.exchange.deal_columns(part, returns, members, to_owners=False)
-        elif self.record:
-            with self.clock("evaluate"), self.joint_episodes(updates) as episodes:
-                for number, members in enumerate(batches):
-                    returns[:, members] = episodes.play(number, members)
+        with self.joint_episodes(updates) as episodes:
+            if together:
+                returns = self._shared(batches, lambda *mine: episodes.play(*mine))
+            else:
+                returns = self.empty_returns(evaluation.episodes)
+                with self.clock("evaluate"):
+                    for number, members in enumerate(batches) if self.record else ():
+                        returns[:, members] = episodes.play(number, members)
         self._record_evaluation(updates, returns)
+
+    def _shared(self, batches: list[range], play: Callable[[int, range], np.ndarray]) -> np.ndarray:
+        """Returns of batches of episodes that the collectors share; as `empty_returns`, filled in.
+
+        Args:
+            play: called with number and episodes of a batch; its returns [N, B] float32.
+        """
+        self.clock.stage = "evaluate"
+        returns = self.empty_returns(batches[-1].stop)
+        for members, mine in self.turns(batches):
+            with self.clock("evaluate"):
+                part = play(*mine) if mine else None
+            self.exchange.deal_columns(part, returns, members, to_owners=False)
+        return returns
 
     def evaluated_by_collection(self, segment: Segment, returns: np.ndarray) -> None:
         """Records what the episodes collected at the beginning of a segment returned, if an evaluation is due there."""
