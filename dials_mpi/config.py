@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from dials_mpi.errors import UserError
 from dials_mpi.simulators import registry
@@ -39,7 +39,7 @@ class NetworkSettings(Settings):
 
 class DatasetSettings(Settings):
     steps: int = Field(10_000, ge=1, description="joint steps on the GS per retraining, rounded up to whole episodes")
-    copies: int = Field(50, ge=1, description="copies of the GS that collect them side by side")
+    copies: int = Field(10, ge=1, description="episodes per batch, in copies of the GS side by side")
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the episodes held out for the test loss")
     keep_rounds: int = Field(0, ge=0, description="newest rounds kept in the HDF5 files; 0: all")
 
@@ -94,7 +94,8 @@ class PPOSettings(Settings):
 
 class EvaluationSettings(Settings):
     interval: int = Field(50_000, ge=1, description="steps per agent between two evaluations on the GS")
-    episodes: int = Field(40, ge=2, description="episodes per evaluation, side by side")
+    episodes: int = Field(40, ge=2, description="of an evaluation that no dataset's collection stands for")
+    copies: int = Field(10, ge=1, description="episodes per batch, in copies of the GS side by side")
     handcoded_episodes: int = Field(
         100, ge=0, description="episodes of each hand-coded controller at the start; 0: none"
     )
@@ -119,7 +120,35 @@ class LogSettings(Settings):
     tensorboard: bool = Field(False, description="event files for TensorBoard beside metrics.jsonl")
 
 
-MAY_CHANGE = ("steps", "evaluation", "checkpoint", "log")
+class ParallelSettings(Settings):
+    """Who does what; no result depends on it."""
+
+    collectors: int | Literal["auto"] = Field(
+        "auto",
+        description="ranks, at most, that play batches of episodes on the GS; auto: rank 0 alone for fewer than 25 "
+        "agents, else as many as there are cores",
+    )
+    coordinator_works: bool | Literal["auto"] = Field(
+        "auto",
+        description="rank 0 owns agents, too; auto: if that makes the largest block smaller and every rank has a core",
+    )
+
+    @field_validator("collectors", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value):
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{value!r} is neither auto nor a number of ranks from 1 on")
+        return value
+
+    @field_validator("coordinator_works", mode="before")
+    @classmethod
+    def _yes_no_or_auto(cls, value):
+        if value != "auto" and not isinstance(value, bool):
+            raise ValueError(f"{value!r} is neither auto nor true nor false")
+        return value
+
+
+MAY_CHANGE = ("steps", "evaluation", "checkpoint", "log", "parallel")
 """What a resumed run may do differently from the run it goes on with."""
 
 
@@ -137,6 +166,7 @@ class Configuration(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
+    parallel: ParallelSettings = ParallelSettings()
 
     def steps_after(self, updates: int) -> int:
         """Training steps per agent after that many PPO updates."""

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dials_mpi.algorithms.plan import evaluation_at
 from dials_mpi.config import parse_override, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import launched_size
@@ -16,9 +17,6 @@ from dials_mpi.runs.reading import open_run
 from dials_mpi.simulators.grid import counterparts
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import make_domain
-
-_AGENTS_SIDE_BY_SIDE = 400
-"""In all copies of the GS together, unless the run itself had more: one SUMO network holds them all."""
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -46,9 +44,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     placement = counterparts(domain.grid_shape, trained_domain.grid_shape)
     policy = Policy(range(domain.n_agents), domain.observation_size, domain.n_actions, c.policy, c.seed)
     policy.parameters.copy_(trained.parameters[placement])
-    episodes = arguments.episodes or c.evaluation.episodes
+    done = step // trained_on.ppo.rollout_steps
+    episodes, copies = evaluation_at(trained_on, trained_domain.horizon, done)
+    episodes = arguments.episodes or episodes
     seed = trained_on.seed + 1 if arguments.seed is None else arguments.seed
-    copies = max(1, max(_AGENTS_SIDE_BY_SIDE, trained_on.agents * c.evaluation.episodes) // domain.n_agents)
     controllers = () if arguments.no_references else domain.controllers
 
     plays = 1 + len(controllers)

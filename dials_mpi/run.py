@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 from dials_mpi import cli
-from dials_mpi.algorithms.plan import Segment, plan
+from dials_mpi.algorithms.plan import Segment, most_batches, plan
 from dials_mpi.config import MAY_CHANGE, Configuration, fixed_sha256, from_values, load_yaml, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.failure import AbortOnException
-from dials_mpi.parallel.layout import Layout
+from dials_mpi.parallel.layout import Layout, choose_layout
 from dials_mpi.parallel.waiting import wait
 from dials_mpi.runs.checkpoint import clear_after, newest_whole
 from dials_mpi.runs.clock import Clock, format_summary
@@ -46,11 +46,12 @@ def run(comm, arguments: argparse.Namespace) -> int:
     clock = Clock()
     with AbortOnException(comm, clock) as guard, StopFlag(arguments.max_hours) as stop:
         with clock("start"):
-            outcome = _agree(comm, arguments)
+            cores = _cores(comm)
+            outcome = _agree(comm, arguments, cores)
         if outcome is None:
             return 0
         if not isinstance(outcome, UserError):
-            return _work(comm, clock, guard, stop, *outcome)
+            return _work(comm, clock, guard, stop, cores, *outcome)
     raise outcome
 
 
@@ -59,6 +60,7 @@ def _work(
     clock: Clock,
     guard: AbortOnException,
     stop: StopFlag,
+    cores: int,
     values: dict,
     resumed: tuple[str | None, dict] | None,
     path: str | None,
@@ -70,8 +72,7 @@ def _work(
         configuration = from_values(values)
         domain = make_domain(configuration.env, configuration.agents, configuration.domain)
         domain.scratch = Path(path) / "scratch" if path else None
-        layout = Layout(configuration.agents, comm.size)
-        cores = _cores(comm)
+        layout = _layout(configuration, domain, comm.size, cores)
         if path is None:
             _dry_run(comm, configuration, domain, layout, cores)
             return 0
@@ -141,7 +142,18 @@ def _cores(comm) -> int:
     return len({(host, core) for host, cores in comm.allgather((platform.node(), list(mine))) for core in cores})
 
 
-def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple | None:
+def _layout(configuration: Configuration, domain: Domain, n_ranks: int, cores: int) -> Layout:
+    return choose_layout(
+        configuration.agents,
+        n_ranks,
+        cores,
+        most_batches(configuration, domain.horizon),
+        configuration.parallel.coordinator_works,
+        configuration.parallel.collectors,
+    )
+
+
+def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple | None:
     """Rank 0 reads the configuration and makes the run directory; all ranks get the same outcome, good or bad.
 
     Returns:
@@ -166,7 +178,7 @@ def _agree(comm, arguments: argparse.Namespace) -> UserError | tuple | None:
             else:
                 configuration = resolve(layers, defaults)
             domain = make_domain(configuration.env, configuration.agents, configuration.domain)
-            layout = Layout(configuration.agents, comm.size)
+            layout = _layout(configuration, domain, comm.size, cores)
             _check_together(configuration, domain)
             if arguments.dry_run or configuration.env not in BUILT_IN:  # the tests check what is built in
                 check_domain(domain)

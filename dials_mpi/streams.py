@@ -14,8 +14,6 @@ PURPOSES = frozenset(
         "policy/initialise",
         "predictor/initialise",
         "predictor/minibatches",
-        "collect/simulator",
-        "collect/actions",
         "train/simulator",
         "train/actions",
         "train/influence",

@@ -19,9 +19,10 @@ from dials_mpi.influence.analysis import (
     predictor_distance,
     total_variation,
 )
-from dials_mpi.influence.collection import collect
+from dials_mpi.influence.collection import collect, dataset_batches
 from dials_mpi.influence.dataset import InfluenceDataset
 from dials_mpi.influence.predictor import InfluencePredictor, train
+from dials_mpi.learning.episodes import JointEpisodes
 from dials_mpi.learning.policy import Policy
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.interface import DomainSettings
@@ -114,8 +115,9 @@ def policy(domain):
 
 @pytest.fixture(scope="module")
 def dataset(domain, policy):
-    parts = list(collect(domain, policy, steps=60_000, copies=2000, seed=1, round_=0))
-    arrays = [part.arrays() for part in parts]
+    batches = dataset_batches(60_000, 2000, domain.horizon)
+    with JointEpisodes(domain, policy, seed=1, step=0) as episodes:
+        arrays = [collect(episodes, *numbered)[0].arrays() for numbered in enumerate(batches)]
     return InfluenceDataset(**{name: np.concatenate([a[name] for a in arrays], axis=1) for name in arrays[0]})
 
 

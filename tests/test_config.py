@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
-from dials_mpi.algorithms.plan import plan, updates_per_unit
+from dials_mpi.algorithms.plan import evaluation_at, plan, updates_per_unit
 from dials_mpi.config import load_yaml, parse_override, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import check_size, launched_rank, launched_size
-from dials_mpi.parallel.layout import Layout
+from dials_mpi.parallel.layout import Layout, choose_layout
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel, logistic, uniform
 from dials_mpi.simulators.registry import BUILT_IN, configuration_file, domain_class, make_domain
@@ -107,6 +107,9 @@ def test_resolved_configuration_reads_back_the_same():
         ("ppo.minibatch_size=150", "ppo: minibatch_size 150 must divide rollout_length times copies, 400"),
         ("evaluation.handcoded_episodes=1", "evaluation: handcoded_episodes 1 gives no standard error"),
         ("policy.hidden_sizes=[0]", "policy: hidden_sizes [0] must be positive"),
+        ("parallel.collectors=0", "parallel.collectors: 0 is neither auto nor a number of ranks from 1 on"),
+        ("parallel.collectors=many", "parallel.collectors: 'many' is neither auto nor a number of ranks from 1 on"),
+        ("parallel.coordinator_works=2", "parallel.coordinator_works: 2 is neither auto nor true nor false"),
     ],
 )
 def test_bad_values_are_named_with_place_and_remedy(override, message):
@@ -182,11 +185,55 @@ def test_layout_gives_every_agent_one_owner_in_balanced_blocks(n_agents, n_ranks
         assert owned[0] == []
         sizes = [len(block) for block in owned[1:]]
         assert max(sizes) - min(sizes) <= 1
+    if n_ranks <= n_agents:
+        layout = Layout(n_agents, n_ranks, coordinator_works=True)
+        owned = [list(layout.agents(rank)) for rank in range(n_ranks)]
+        assert [agent for block in owned for agent in block] == list(range(n_agents))
+        sizes = [len(block) for block in owned]
+        assert max(sizes) - min(sizes) <= 1
+        assert sizes[0] == min(sizes), "rank 0 has other things to do as well"
 
 
 def test_ranks_without_work_are_refused():
     with pytest.raises(UserError, match="7 ranks for 4 agents leave 2 without work; start at most 5"):
         Layout(4, 7)
+    with pytest.raises(UserError, match="5 ranks for 4 agents leave 1 without work; start at most 4"):
+        Layout(4, 5, coordinator_works=True)
+
+
+@pytest.mark.parametrize("n_batches", [1, 7, 34])
+@pytest.mark.parametrize("n_collectors", [1, 2, 5])
+@pytest.mark.parametrize("n_ranks", [5, 26])
+def test_every_batch_is_played_once_by_collectors_all_over_the_machines(n_ranks, n_collectors, n_batches):
+    layout = Layout(25, n_ranks, n_collectors=n_collectors)
+    assert layout.collectors[0] == 0
+    gaps = np.diff([*layout.collectors, n_ranks])
+    assert min(gaps) >= 1
+    assert max(gaps) - min(gaps) <= 1
+    turns = layout.turns(n_batches)
+    assert [batch for turn in turns for batch in turn.values()] == list(range(n_batches))
+    assert all(rank in layout.collectors for turn in turns for rank in turn)
+    assert len(turns) == -(-n_batches // n_collectors)
+
+
+@pytest.mark.parametrize(
+    ("agents", "ranks", "cores", "batches", "works", "collectors"),
+    [
+        (4, 1, 2, 10, False, 1),
+        (4, 5, 64, 10, False, 1),  # one agent a rank already
+        (4, 3, 64, 10, False, 1),  # two agents on some rank in any case
+        (4, 2, 2, 10, True, 1),
+        (100, 3, 2, 10, False, 2),  # no core for rank 0
+        (100, 3, 4, 10, True, 3),
+        (100, 101, 128, 10, False, 10),
+        (25, 26, 2, 10, False, 2),
+    ],
+)
+def test_layout_is_chosen_by_agents_ranks_and_cores(agents, ranks, cores, batches, works, collectors):
+    layout = choose_layout(agents, ranks, cores, batches, "auto", "auto")
+    assert (layout.coordinator_works, layout.n_collectors) == (works, collectors)
+    wanted = choose_layout(agents, ranks, cores, batches, ranks <= agents, 3)
+    assert (wanted.coordinator_works, wanted.n_collectors) == (ranks <= agents, min(3, ranks, batches))
 
 
 @pytest.mark.parametrize(
@@ -239,6 +286,16 @@ def test_plan_covers_every_update_once_in_whole_episodes(mode, steps, evaluation
     assert updates == list(range(unit * -(-steps // (unit * length))))
     assert all(len(segment.updates) * length % horizon == 0 for segment in segments[:-1])
     assert segments[-1].evaluates
+    evaluated = [0] if mode == "gs" else []  # before training, on its own or by the first collection
+    for segment in segments:
+        evaluated += [segment.updates.start] * segment.collection_evaluates + [segment.updates.stop] * segment.evaluates
+        assert segment.round is not None or not segment.collection_evaluates
+    gap = unit * -(-evaluation // (unit * length))
+    assert evaluated == sorted({*range(0, len(updates), gap), len(updates)}), "each evaluation once"
+    for done in evaluated:
+        collected = any(segment.collection_evaluates and segment.updates.start == done for segment in segments)
+        episodes = configuration.dataset.steps // horizon if collected else configuration.evaluation.episodes
+        assert evaluation_at(configuration, horizon, done)[0] == episodes
     rounds = [segment for segment in segments if segment.round is not None]
     if mode == "gs":
         assert rounds == []
@@ -252,7 +309,7 @@ def test_streams_differ_by_every_part_of_their_name():
     keys = [
         (seed, purpose, member, round_)
         for seed in (0, 1)
-        for purpose in ("collect/actions", "train/actions")
+        for purpose in ("evaluate/actions", "train/actions")
         for member in (0, 1)
         for round_ in (0, 1)
     ]

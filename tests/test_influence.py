@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from dials_mpi.config import NetworkSettings, PredictorSettings
+from dials_mpi.algorithms.evaluation import evaluate_policy
+from dials_mpi.config import NetworkSettings, PredictorSettings, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
-from dials_mpi.influence.collection import collect, episodes_and_batches
+from dials_mpi.influence.collection import collect, dataset_batches
 from dials_mpi.influence.dataset import InfluenceDataset, check_rounds, read_rounds, write_round
 from dials_mpi.influence.predictor import InfluencePredictor, train
+from dials_mpi.learning.episodes import JointEpisodes
 from dials_mpi.learning.policy import Policy
 from dials_mpi.runs.files import replace_durably
 from dials_mpi.simulators.interface import Influence
+from dials_mpi.simulators.registry import make_domain
 from dials_mpi.simulators.warehouse import Warehouse, WarehouseSettings
 from dials_mpi.streams import streams
 
@@ -143,7 +146,7 @@ def test_collected_rows_pair_the_state_before_a_step_with_the_sources_of_that_st
     """Replayed in the LS, a dataset's sources and actions lead from each of its local states to the next."""
     domain = Warehouse(4, WarehouseSettings(item_probability=0.0))
     policy = Policy(range(4), 37, 4, NetworkSettings(hidden_sizes=(8,)), seed=0)
-    (data,) = collect(domain, policy, steps=300, copies=3, seed=0, round_=0)
+    data, _ = collect(JointEpisodes(domain, policy, seed=0, step=0), 0, range(3))
     ls = domain.local_simulator(range(4), 3)
     ls.seed(streams(0, "train/simulator", range(4)))
     ls.reset()
@@ -157,7 +160,34 @@ def test_collected_rows_pair_the_state_before_a_step_with_the_sources_of_that_st
     ("steps", "copies", "expected"), [(1000, 4, [4, 4, 2]), (1000, 50, [10]), (950, 5, [5, 5]), (1, 3, [1])]
 )
 def test_dataset_size_is_rounded_up_to_whole_episodes(steps, copies, expected):
-    assert episodes_and_batches(steps, copies, horizon=100) == (sum(expected), expected)
+    batches = dataset_batches(steps, copies, horizon=100)
+    assert [len(batch) for batch in batches] == expected
+    assert [episode for batch in batches for episode in batch] == list(range(sum(expected)))
+
+
+@pytest.mark.parametrize("env", ["warehouse", "traffic", "ring:Ring"])
+def test_a_batch_does_not_depend_on_who_collects_it_and_in_which_order(env):
+    c = resolve([("test", {"env": env})], 4)
+    domain = make_domain(env, 4, c.domain)
+    domain.horizon = 20
+    policy = Policy(range(4), domain.observation_size, domain.n_actions, c.policy, seed=0)
+    batches = dataset_batches(100, 2, domain.horizon)
+
+    def collected(order):
+        with JointEpisodes(domain, policy, seed=1, step=400) as episodes:
+            return {number: collect(episodes, number, batches[number]) for number in order}
+
+    whole, backwards = collected([0, 1, 2]), collected([2, 1, 0])
+    for number in whole:
+        (data, returns), (again, same_returns) = whole[number], collected([number])[number]
+        for other, other_returns in ((again, same_returns), backwards[number]):
+            assert np.array_equal(returns, other_returns)
+            for name, array in data.arrays().items():
+                assert np.array_equal(array, other.arrays()[name]), name
+    assert not np.array_equal(whole[0][0].actions, whole[1][0].actions)
+    evaluation = evaluate_policy(domain, policy, 5, seed=1, step=400, copies=2)
+    returns = np.concatenate([returns for _, returns in whole.values()], axis=1)
+    assert np.array_equal(returns, evaluation.episodes), "so they can stand for an evaluation"
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ mpirun -n 5 python -m pytest --with-mpi
 
 import contextlib
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -18,14 +19,16 @@ from mpi4py import MPI
 from dials_mpi import cli
 from dials_mpi.config import MODES
 from dials_mpi.errors import UserError
+from dials_mpi.parallel import shared_rows
 from dials_mpi.parallel.exchange import Exchange
 from dials_mpi.parallel.layout import Layout
+from dials_mpi.parallel.shared_rows import SharedRows
 from dials_mpi.parallel.waiting import wait
 from dials_mpi.run import run
 from dials_mpi.runs import faults
 from dials_mpi.runs.checkpoint import newest_whole, read_agents
 from dials_mpi.runs.clock import Clock
-from dials_mpi.runs.equality import different_datasets
+from dials_mpi.runs.equality import differences, different_datasets
 from dials_mpi.runs.metrics import read_metrics
 
 WORLD = MPI.COMM_WORLD
@@ -72,6 +75,60 @@ def test_rows_come_to_their_owners_and_back(size, n_agents, shape, dtype):
         exchange.gather_rows(mine, back)
         if comm.rank == 0:
             assert np.array_equal(back, everything)
+
+
+@pytest.mark.parametrize("to_owners", [True, False])
+@pytest.mark.parametrize("item", [(), (3, 2)])
+@pytest.mark.parametrize("members", [{0: range(2)}, {0: range(2, 5), 1: range(2)}, {2: range(1), 4: range(1, 4)}])
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+def test_columns_come_to_those_who_put_them_together(size, works, members, item, to_owners):
+    if max(members) >= size:
+        return
+    with sub_communicator(size) as comm:
+        if comm is None:
+            return
+        layout = Layout(7, size, coordinator_works=works)
+        everything = np.arange(7 * 5 * math.prod(item), dtype=np.float32).reshape(7, 5, *item)
+        wanted = list(layout.agents(comm.rank) if to_owners else range(0 if comm.rank else 7))
+        into = np.full((len(wanted), *everything.shape[1:]), -1, np.float32)
+        source = np.ascontiguousarray(everything[:, members[comm.rank]]) if comm.rank in members else None
+        Exchange(comm, layout, Clock()).deal_columns(source, into, members, to_owners)
+        for column in range(5):
+            there = any(column in columns for columns in members.values())
+            assert np.array_equal(into[:, column], everything[wanted, column] if there else -np.ones_like(into[:, 0]))
+
+
+@pytest.fixture
+def machines(monkeypatch):
+    """Makes the ranks pretend that they are on so many machines, turn by turn."""
+
+    def pretend(number: int) -> None:
+        monkeypatch.setattr(shared_rows, "ranks_of_this_machine", lambda comm: comm.Split(comm.rank % number))
+
+    return pretend
+
+
+@pytest.mark.parametrize("n_machines", [1, 2, 3])
+@pytest.mark.parametrize("n_collectors", [1, 2, 5])
+@pytest.mark.parametrize("size", SIZES)
+def test_all_rows_come_to_every_collector_on_every_machine(machines, size, n_collectors, n_machines):
+    with sub_communicator(size) as comm:
+        if comm is None:
+            return
+        machines(n_machines)
+        layout = Layout(7, size, n_collectors=min(size, n_collectors))
+        exchange = Exchange(comm, layout, Clock())
+        shared = SharedRows(comm, layout.collectors, (7, 33))
+        assert (shared.rows is not None) == (comm.rank in layout.collectors)
+        assert len(shared.hosts) == len({rank % n_machines for rank in layout.collectors})
+        for time_ in range(3):
+            everything = np.arange(7 * 33, dtype=np.float32).reshape(7, 33) + time_
+            exchange.gather_rows(everything[layout.agents(comm.rank)], shared.rows, shared.hosts)
+            shared.publish()
+            if shared.rows is not None:
+                assert np.array_equal(shared.rows, everything)
+        shared.close()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -172,6 +229,75 @@ def test_layout_does_not_change_the_result(shared_folder, name):
             assert np.array_equal(mine["parameters"], yours["parameters"])
         for agent in range(4) if mode == "dials" else ():
             assert different_datasets(*(f / "influence" / f"agent_{agent:04d}.h5" for f in (reference, other))) == []
+
+
+UNEVEN = ["--set=dataset.steps=500", "--set=evaluation.episodes=3", "--set=evaluation.copies=2"]
+"""Batches of two episodes, the last one of one."""
+SHARED = {
+    "warehouse": [
+        (1, 1, "auto", 1), (2, 2, "true", 1), (2, 1, "false", 1), (3, 3, "true", 2),
+        (5, "auto", "auto", 1), (5, 3, "false", 2), (5, 9, "false", 3),
+    ],
+    "untrained-dials": [(1, 1, "auto", 1), (3, 2, "true", 1), (5, 2, "false", 2)],
+    "gs": [(1, 1, "auto", 1), (3, 2, "true", 2), (3, "auto", "false", 1)],
+    "traffic": [(1, 1, "auto", 1), (2, 2, "true", 1), (3, 3, "false", 2)],
+}  # fmt: skip
+"""Ranks, collectors, whether rank 0 owns agents, and machines."""
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_who_collects_and_who_owns_does_not_change_the_result(shared_folder, machines, name):
+    settings = ["--env=traffic", *SMALL_TRAFFIC] if name == "traffic" else ["--env=warehouse", *SMALL]
+    mode = name if name in MODES else "dials"
+    folders = []
+    for size, collectors, works, n_machines in SHARED[name]:
+        if size > WORLD.size:
+            continue
+        with sub_communicator(size) as comm:
+            if comm is not None:
+                machines(n_machines)
+                who = [f"--set=parallel.collectors={collectors}", f"--set=parallel.coordinator_works={works}"]
+                arguments = ["--agents=4", "--seed=5", f"--mode={mode}", *settings, *UNEVEN, *who]
+                folders.append(train(comm, shared_folder, f"run{len(folders)}", *arguments))
+    if WORLD.rank:
+        return
+    reference, *others = folders
+    for other in others:
+        assert differences(reference, other) == []
+    evaluations = {r["step"]: r["episodes"] for r in read_metrics(reference) if r["phase"] == "evaluate"}
+    collected = {"warehouse": 5, "traffic": 10}.get(name)
+    assert evaluations == {0: collected or 3, 400: 3, 800: collected or 3, 1200: 3, 1600: 3}
+
+
+@pytest.mark.parametrize(("name", "size"), [("warehouse", 1), ("warehouse", 3), ("traffic", 2)])
+def test_a_run_stopped_at_any_boundary_loses_no_evaluation_and_has_none_twice(shared_folder, monkeypatch, name, size):
+    """Each time with other collectors and owners afterwards."""
+    settings = SMALL_TRAFFIC if name == "traffic" else SMALL
+    arguments = [f"--env={name}", *settings, *UNEVEN, "--agents=4", "--set=checkpoint.boundary_seconds=0"]
+    if size > WORLD.size:
+        pytest.skip(f"needs {size} ranks")
+    with sub_communicator(size) as comm:
+        if comm is None:
+            return
+        others = [f"--set=parallel.collectors={size}", "--set=parallel.coordinator_works=true"]
+        whole = train(comm, shared_folder, "whole", *arguments)
+        count, code = 0, 75
+        while code == 75:
+            count += 1
+            faults._seen.clear()
+            monkeypatch.setenv("DIALS_MPI_FAULT", f"boundary:{count}:USR1")
+            who = others if count % 2 else []
+            parsed = cli.parser().parse_args(["--runs", str(shared_folder), f"--name=parts{count}", *arguments, *who])
+            code = run(comm, parsed)
+            monkeypatch.delenv("DIALS_MPI_FAULT")
+            parts = shared_folder / f"parts{count}"
+            if code == 75:
+                who = [] if count % 2 else [f"--set=parallel.collectors={size}"]
+                assert run(comm, cli.parser().parse_args([f"--resume={parts}", *who])) == 0
+            wait(comm.Ibarrier())
+            if comm.rank == 0:
+                assert differences(whole, parts) == [], count
+        assert count > 6, "two collections, and four units"
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (5, 5, 5, 5), (5, 1, 3, 5)], ids=str)

@@ -316,7 +316,7 @@ def test_pickles_are_never_opened(command_line, parts):
             ["--resume=runs/parts", "--seed=9", "--set=ppo.clip=0.3"],
             "--resume: in runs/parts ppo.clip is 0.2, not 0.3;",
         ),
-        (["--resume=auto", "--name=parts", "--env=warehouse"], "--resume: in runs/parts dataset.copies is 2, not 50;"),
+        (["--resume=auto", "--name=parts", "--env=warehouse"], "--resume: in runs/parts dataset.copies is 2, not 10;"),
     ],
 )
 def test_what_cannot_be_resumed_is_one_line(command_line, parts, arguments, message):
@@ -353,3 +353,19 @@ def test_a_finished_run_can_be_made_longer(command_line):
     assert command_line("--resume=runs/long", "--steps=2400").returncode == 0
     metrics = read_metrics(command_line.folder / "runs" / "long")
     assert [record["step"] for record in metrics if record["phase"] == "evaluate"] == list(range(0, 2401, 400))
+
+
+def test_a_run_cut_short_where_a_collection_was_to_evaluate_is_evaluated(command_line):
+    stop = {
+        "DIALS_MPI_FAULT": "boundary:4:USR1"
+    }  # two turns of the first collection, a unit, and the last one before 800
+    assert command_line("--env=warehouse", *SMALL, "--name=cut", EVERY_UNIT, **stop).returncode == 75
+    folder = command_line.folder / "runs" / "cut"
+    assert newest_whole(folder / "checkpoints")[1]["step"] == 800
+
+    def evaluated():
+        return [record["step"] for record in read_metrics(folder) if record["phase"] == "evaluate"]
+
+    assert evaluated() == [0, 400]
+    assert command_line("--resume=runs/cut", "--steps=800").returncode == 0
+    assert evaluated() == [0, 400, 800]

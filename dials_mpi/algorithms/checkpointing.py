@@ -180,7 +180,7 @@ class Checkpointing:
         best = mean_return is not None and (self.best_return is None or mean_return > self.best_return)
         if best:
             self.best_return, self._best_updates = mean_return, updates
-        if best or self._rank:
+        if (best or self._rank) and updates > self._written[1]:  # else it is on the disk already
             self._candidates[updates] = self._snapshot(updates)
         return best
 

@@ -1,7 +1,7 @@
 """Algorithm 1: multi-agent reinforcement learning with distributed influence-augmented local simulators.
 
-Line numbers are those of the paper's listing. Rank 0 runs the GS; the owners of agents do all the rest, each for its
-block. `untrained-dials` leaves out lines 3 to 6.
+Line numbers are those of the paper's listing. The collectors run the GS; the owners of agents do all the rest, each for
+its block. `untrained-dials` leaves out lines 3 to 6.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from dials_mpi.algorithms.plan import Segment
 from dials_mpi.algorithms.session import Session
 from dials_mpi.config import Configuration
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
-from dials_mpi.influence.collection import collect, episodes_and_batches
+from dials_mpi.influence.collection import collect, dataset_batches
 from dials_mpi.influence.dataset import InfluenceDataset, agent_file, write_round
 from dials_mpi.influence.predictor import InfluencePredictor, train_by_epochs
 from dials_mpi.learning.policy import Policy
@@ -51,29 +51,28 @@ def train(session: Session) -> None:
 
 
 def collect_datasets(session: Session, segment: Segment) -> InfluenceDataset:
-    """Line 3: rank 0 runs the joint policy on the GS; every owner receives the rows D_i of its agents.
+    """Line 3: the collectors run the joint policy on the GS; every owner receives the rows D_i of its agents.
 
-    Batch by batch, so that rank 0 never holds more than one batch of episodes. Between two the run may stop; what has
-    been collected is then collected again.
+    Turn by turn, so that no collector ever holds more than one batch of episodes of all agents. Between two the run may
+    stop; what has been collected is then collected again. What the episodes returned is an evaluation, if one is due.
     """
     c, domain = session.configuration, session.domain
-    episodes, batches = episodes_and_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
-    dataset = InfluenceDataset.empty(len(session.agents), episodes, domain.horizon, domain.influence)
-    with contextlib.ExitStack() as stack:
-        joint = session.joint_policy
-        if joint:
-            collection = collect(domain, joint, c.dataset.steps, c.dataset.copies, c.seed, segment.round)
-            stack.enter_context(contextlib.closing(collection))  # and with it the GS
-        first = 0
-        for size in batches:
-            with session.clock("collect"):
-                batch = next(collection).arrays() if joint else {}
-            part = InfluenceDataset.empty(len(session.agents), size, domain.horizon, domain.influence)
-            for name, mine in part.arrays().items():
-                session.exchange.scatter_rows(batch.get(name), mine)
-                dataset.arrays()[name][:, first : first + size] = mine
-            first += size
+    session.clock.stage = "collect"
+    batches = dataset_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
+    dataset = InfluenceDataset.empty(len(session.agents), batches[-1].stop, domain.horizon, domain.influence)
+    returns = session.empty_returns(batches[-1].stop)
+    with session.joint_episodes(segment.updates.start) as episodes:
+        for members, mine in session.turns(batches):
+            seen, earned = {}, None
+            if mine:
+                with session.clock("collect"):
+                    data, earned = collect(episodes, *mine)
+                    seen = data.arrays()
+            for name, into in dataset.arrays().items():
+                session.exchange.deal_columns(seen.get(name), into, members)
+            session.exchange.deal_columns(earned, returns, members, to_owners=False)
             session.checkpoints.boundary(segment.updates.start, always=True)
+    session.evaluated_by_collection(segment, returns)
     return dataset
 
 
@@ -85,6 +84,7 @@ def train_predictors(
     Between two epochs the run may stop. The AIPs are then what they were before, and the round is done again.
     """
     c, network = session.configuration, predictor.network
+    session.clock.stage = "aip_training"
     before = network.parameters.clone()
     epochs = None
     if session.agents:

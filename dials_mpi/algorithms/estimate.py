@@ -8,10 +8,11 @@ from dials_mpi.algorithms.dials import LocalLearners
 from dials_mpi.algorithms.evaluation import evaluate_policy
 from dials_mpi.algorithms.plan import plan
 from dials_mpi.config import Configuration
-from dials_mpi.influence.collection import collect, episodes_and_batches
+from dials_mpi.influence.collection import collect, dataset_batches
 from dials_mpi.influence.dataset import InfluenceDataset
 from dials_mpi.influence.predictor import InfluencePredictor
 from dials_mpi.influence.predictor import train as train_predictor
+from dials_mpi.learning.episodes import JointEpisodes, batches_of
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Rollout
@@ -28,7 +29,8 @@ _PROBED_UPDATES = 3
 def estimate(configuration: Configuration, domain: Domain, layout: Layout, cores: int) -> str:
     """Layout, memory and time of a run, as text.
 
-    The largest block's work and rank 0's are timed here, one after the other, and multiplied: good to perhaps a third.
+    The largest block's work and a collector's are timed here, one after the other, and multiplied: good to perhaps a
+    third.
 
     Args:
         cores: cores of this machine; ranks that share one take turns.
@@ -42,9 +44,7 @@ def estimate(configuration: Configuration, domain: Domain, layout: Layout, cores
     joint = Policy(range(c.agents), domain.observation_size, domain.n_actions, c.policy, c.seed)
     turns = max(1.0, layout.n_ranks / cores)
 
-    evaluation = _seconds(lambda: evaluate_policy(domain, joint, c.evaluation.episodes, c.seed, 0))
-    evaluations = 1 + sum(segment.evaluates for segment in segments)
-    rows = [("evaluation", evaluations, evaluation)]
+    rows = []
     if c.mode == "gs":
         rows.append(("update on the GS, acting and learning", updates, _gs_update(c, domain, joint, block) * turns))
     else:
@@ -52,12 +52,13 @@ def estimate(configuration: Configuration, domain: Domain, layout: Layout, cores
         predictor = InfluencePredictor(block, domain.influence, c.predictor, c.seed)
         if c.mode == "dials":
             rounds = sum(segment.round is not None for segment in segments)
-            rows += [(name, rounds, s) for name, s in _aip_round(c, domain, joint, block, turns)]
+            rows += [(name, rounds, s) for name, s in _aip_round(c, domain, joint, layout, block, turns)]
         learners = LocalLearners(c, domain, block, policy, predictor, Clock())
         learners.learn(0, range(1), Means())  # warm up
         learning = _seconds(lambda: learners.learn(0, range(_PROBED_UPDATES), Means()))
         learners.close()
         rows.append((f"update of {len(block)} agents on their IALSs", updates, learning / _PROBED_UPDATES * turns))
+    rows += _evaluations(c, domain, joint, layout, segments, seconds_per_update=rows[-1][2])
 
     total = sum(count * seconds for _, count, seconds in rows)
     lines = [
@@ -69,20 +70,34 @@ def estimate(configuration: Configuration, domain: Domain, layout: Layout, cores
     return "\n".join(lines)
 
 
-def _aip_round(c, domain, joint, block, turns: float) -> list[tuple[str, float]]:
+def _evaluations(c, domain, joint, layout, segments, seconds_per_update: float) -> list[tuple[str, int, float]]:
+    """What evaluations add to the time of a run, beside those that collections stand for."""
+    batches = batches_of(c.evaluation.episodes, c.evaluation.copies)
+    batch = _seconds(lambda: evaluate_policy(domain, joint, len(batches[0]), c.seed, 0))
+    shared, alone = batch * len(layout.turns(len(batches))), batch * len(batches)
+    beside = sum(segment.evaluates for segment in segments) - 1 + (not segments[0].collection_evaluates)
+    if layout.counts()[0] or c.mode == "gs":
+        return [("evaluation", beside + 1, shared)]
+    segment = seconds_per_update * c.evaluation.interval / c.ppo.rollout_steps
+    return [
+        (f"evaluation: {alone:.3f} s beside learning, beyond it", beside, max(0.0, alone - segment)),
+        ("evaluation at the end", 1, shared),
+    ]
+
+
+def _aip_round(c, domain, joint, layout, block, turns: float) -> list[tuple[str, float]]:
     """Seconds of collecting one dataset and of one AIP training that stops half-way."""
-    episodes, batches = episodes_and_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
-    batches_of_all = collect(domain, joint, c.dataset.steps, c.dataset.copies, c.seed, 0)
+    batches = dataset_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
     begin = time.perf_counter()
-    batch = next(batches_of_all)
-    batches_of_all.close()
-    collection = (time.perf_counter() - begin) * len(batches)
+    with JointEpisodes(domain, joint, c.seed, 0) as episodes:
+        batch, _ = collect(episodes, 0, batches[0])
+    collection = (time.perf_counter() - begin) * len(layout.turns(len(batches)))
     mine = InfluenceDataset(**{name: array[: len(block)] for name, array in batch.arrays().items()})
     one_epoch = c.predictor.model_copy(update={"epochs": 1})
     predictor = InfluencePredictor(block, domain.influence, one_epoch, c.seed)
     permutations = stream(c.seed, "predictor/minibatches")
     epoch = _seconds(lambda: train_predictor(predictor, mine, c.dataset.test_fraction, permutations))
-    training = epoch * (episodes / batches[0]) * c.predictor.epochs / 2 * turns
+    training = epoch * (batches[-1].stop / len(batches[0])) * c.predictor.epochs / 2 * turns
     return [("collection of a dataset", collection), ("AIP training", training)]
 
 

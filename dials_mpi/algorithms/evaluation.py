@@ -9,6 +9,7 @@ import torch
 
 from dials_mpi.config import Configuration
 from dials_mpi.errors import UserError
+from dials_mpi.learning.episodes import JointEpisodes, batches_of, play_episode
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.rollout import Player
 from dials_mpi.runs.policies import policies_of_run
@@ -70,15 +71,8 @@ def evaluate_policy(
         copies: how many episodes are played side by side; None: all.
         tick: called after every joint step.
     """
-    parts = []
-    for batch, members in enumerate(_batches(episodes, copies)):
-        # The first batch has the streams that it has alone.
-        acting = range(batch * domain.n_agents, (batch + 1) * domain.n_agents)
-        player = Player(policy, len(members), streams(seed, "evaluate/actions", acting, step))
-        with domain.global_simulator(len(members)) as simulator:
-            simulator.seed(streams(seed, "evaluate/simulator", members, step))
-            player.reset()
-            parts.append(_play(domain, simulator, player.act, tick))
+    with JointEpisodes(domain, policy, seed, step, tick) as joint:
+        parts = [joint.play(*numbered) for numbered in enumerate(batches_of(episodes, copies or episodes))]
     return Returns(np.concatenate(parts, axis=1))
 
 
@@ -97,19 +91,28 @@ def evaluate_controller(
     """
     generator = np.random.default_rng(streams(seed, "evaluate/actions", [0])[0])
     parts = []
-    for members in _batches(episodes, copies):
+    for members in batches_of(episodes, copies or episodes):
         shape = (domain.n_agents, len(members))
-        with domain.global_simulator(len(members), controller) as simulator:
-            simulator.seed(streams(seed, "evaluate/simulator", members))
-            parts.append(
-                _play(
-                    domain,
-                    simulator,
-                    lambda _, shape=shape: None if controller else generator.integers(domain.n_actions, size=shape),
-                    tick,
-                )
-            )
+
+        def act(_, shape=shape):
+            return None if controller else generator.integers(domain.n_actions, size=shape)
+
+        parts.append(play_controller(domain, controller, members, seed, act, tick))
     return Returns(np.concatenate(parts, axis=1))
+
+
+def play_controller(
+    domain: Domain,
+    controller: str | None,
+    members: range,
+    seed: int,
+    act: Callable[[np.ndarray], np.ndarray | None] = lambda observations: None,
+    tick: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """The episodes `members` of `evaluate_controller`, side by side; returns [N, B] float32."""
+    with domain.global_simulator(len(members), controller) as simulator:
+        simulator.seed(streams(seed, "evaluate/simulator", members))
+        return play_episode(domain, simulator, act, tick)
 
 
 def load_policy(
@@ -152,19 +155,3 @@ def load_player(run: Path, configuration: Configuration, domain: Domain, copies:
     player = Player(policy, copies, streams(seed, "evaluate/actions", range(configuration.agents)))
     player.reset()
     return player
-
-
-def _batches(episodes: int, copies: int | None) -> list[range]:
-    copies = copies or episodes
-    return [range(first, min(first + copies, episodes)) for first in range(0, episodes, copies)]
-
-
-def _play(domain: Domain, simulator, act, tick) -> np.ndarray:
-    """One episode in each copy; returns [N, B] float32."""
-    observations = simulator.reset()
-    total = 0.0
-    for _ in range(domain.horizon):
-        observations, rewards = simulator.step(act(observations))
-        total = total + rewards
-        tick()
-    return total

@@ -15,7 +15,9 @@ class Segment:
     round: int | None
     """Number of the AIP training that precedes it (Algorithm 1, lines 3-6); None if there is none."""
     evaluates: bool
-    """Whether the policies are evaluated at its end."""
+    """Whether the policies are evaluated at its end, on episodes played for that."""
+    collection_evaluates: bool
+    """Whether the episodes collected for the AIP training are an evaluation of the policies at its beginning."""
 
 
 def updates_per_unit(configuration: Configuration, horizon: int) -> int:
@@ -47,11 +49,33 @@ def plan(configuration: Configuration, horizon: int) -> list[Segment]:
     evaluations = updates(configuration.evaluation.interval)
     retraining = updates(configuration.predictor.interval) if configuration.mode == "dials" else total
     starts = sorted({*range(0, total, evaluations), *range(0, total, retraining)})
+    collects = {start: configuration.mode == "dials" and start % retraining == 0 for start in starts}
     return [
         Segment(
             updates=range(start, end),
-            round=start // retraining if configuration.mode == "dials" and start % retraining == 0 else None,
-            evaluates=end % evaluations == 0 or end == total,
+            round=start // retraining if collects[start] else None,
+            evaluates=end == total or (end % evaluations == 0 and not collects[end]),
+            collection_evaluates=collects[start] and start % evaluations == 0,
         )
         for start, end in zip(starts, [*starts[1:], total], strict=True)
     ]
+
+
+def evaluation_at(configuration: Configuration, horizon: int, updates: int) -> tuple[int, int]:
+    """Episodes of the evaluation after that many updates, and how many of them make a batch."""
+    if any(s.collection_evaluates and s.updates.start == updates for s in plan(configuration, horizon)):
+        return -(-configuration.dataset.steps // horizon), configuration.dataset.copies
+    return configuration.evaluation.episodes, configuration.evaluation.copies
+
+
+def most_batches(configuration: Configuration, horizon: int) -> int:
+    """Batches of episodes that the ranks can ever share among them at a time.
+
+    In mode gs none are shared: the joint policies are on rank 0 after every update, and nowhere else.
+    """
+    c = configuration
+    if c.mode == "gs":
+        return 1
+    evaluation = -(-c.evaluation.episodes // c.evaluation.copies)
+    collection = -(-c.dataset.steps // (horizon * c.dataset.copies)) if c.mode == "dials" else 1
+    return max(evaluation, collection)

@@ -1,22 +1,26 @@
 """What every algorithm works with on one rank: who am I, what travels how, and how a run is measured."""
 
+import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dials_mpi.algorithms.checkpointing import Checkpointing, Resumed
-from dials_mpi.algorithms.evaluation import evaluate_controller, evaluate_policy
+from dials_mpi.algorithms.evaluation import Returns, play_controller
 from dials_mpi.algorithms.plan import Segment, plan, updates_per_unit
 from dials_mpi.config import Configuration
+from dials_mpi.learning.episodes import JointEpisodes, batches_of
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import STATISTICS
 from dials_mpi.learning.statistics import Means
 from dials_mpi.parallel.exchange import Exchange
 from dials_mpi.parallel.layout import Layout
+from dials_mpi.parallel.shared_rows import SharedRows
 from dials_mpi.runs.clock import Clock, summarise
 from dials_mpi.runs.directory import RunDirectory
 from dials_mpi.runs.metrics import Metrics
@@ -89,19 +93,28 @@ class Session:
         self.record = record
         self.influence_folder = folder / "influence"
         self.resumed = resumed
+        self.layout = layout
         self.exchange = Exchange(comm, layout, clock)
         if record:
             self.exchange.on_progress = self.tick
         self.agents = layout.agents(comm.rank)
         """Ids of the agents that this rank owns."""
-        self.policy = self._policy_of(self.agents)
+        self.policy = self._policy_of(self.agents, configuration.seed)
         """Policies of this rank's agents."""
-        self.joint_policy = self._policy_of(range(layout.n_agents)) if record else None
-        """Policies of all agents as of the last `gather_policies`; on rank 0 only."""
+        self._rank = comm.rank
+        self.exchange.barrier()
+        self._joint_rows = SharedRows(comm, layout.collectors, (layout.n_agents, self.policy.parameters.shape[1]))
+        self.joint_policy: Policy | None = None
+        """Policies of all agents as of the last `gather_policies`; on collectors only."""
+        if self._joint_rows.rows is not None:
+            parameters = torch.from_numpy(self._joint_rows.rows)
+            self.joint_policy = self._policy_of(range(layout.n_agents), None, parameters)
         self.statistics = Means()
         """Learning statistics of this rank's agents in the current segment."""
         self._earlier_seconds = 0.0
+        self._evaluated = -1  # PPO updates before the last evaluation
         if resumed:
+            self._evaluated = resumed.manifest.get("evaluated", resumed.manifest["updates"])
             self._earlier_seconds = resumed.manifest["seconds"]
             if record:
                 record.reference = resumed.manifest["reference"]
@@ -115,8 +128,10 @@ class Session:
         if not self.resumed:
             self.evaluate_references()
         self.gather_policies()
-        if not self.resumed:
-            self.evaluate(0)
+        segments, start = plan(self.configuration, self.domain.horizon), self.checkpoints.start
+        collects = any(s.collection_evaluates and s.updates.start == start for s in segments)
+        if self._evaluated < start and start in (0, segments[-1].updates.stop) and not collects:
+            self.evaluate(start)
 
     def segments(self) -> Iterator[Segment]:
         """The main loop of every algorithm; what lies before the checkpoint of a resumed run is left out."""
@@ -129,6 +144,7 @@ class Session:
 
     def units(self, segment: Segment) -> Iterator[tuple[int, range]]:
         """Number and updates of each unit of a segment; between two of them the run may stop."""
+        self.clock.stage = "learn"
         size = updates_per_unit(self.configuration, self.domain.horizon)
         for start in range(segment.updates.start, segment.updates.stop, size):
             yield start // size, range(start, min(start + size, segment.updates.stop))
@@ -136,9 +152,11 @@ class Session:
                 self.checkpoints.boundary(start + size)
 
     def gather_policies(self) -> None:
-        """Owners → rank 0: `joint_policy` becomes the policies as they are now."""
-        into = self.joint_policy.parameters.numpy() if self.joint_policy else None
-        self.exchange.gather_rows(self.policy.parameters.numpy(), into)
+        """Owners → collectors: `joint_policy` becomes the policies as they are now."""
+        joint = self._joint_rows
+        self.exchange.gather_rows(self.policy.parameters.numpy(), joint.rows, joint.hosts)
+        with self.clock("gather"):
+            joint.publish()
 
     def gather(self, rows: np.ndarray) -> np.ndarray | None:
         """Small per-agent figures [A, …] → [N, …] on rank 0, None elsewhere."""
@@ -147,28 +165,92 @@ class Session:
         return into
 
     def evaluate_references(self) -> None:
-        """Hand-coded controllers on the GS, once, before training."""
-        episodes = self.configuration.evaluation.handcoded_episodes
-        if not self.record or not episodes:
-            return
-        for controller in self.domain.controllers:
-            with self.clock("evaluate"):
-                result = evaluate_controller(self.domain, controller, episodes, self.configuration.seed)
+        """Hand-coded controllers on the GS, once, before training; the collectors share the work."""
+        evaluation, seed = self.configuration.evaluation, self.configuration.seed
+        batches = batches_of(evaluation.handcoded_episodes, evaluation.copies)
+        for controller in self.domain.controllers if batches else ():
+
+            def play(_, members, controller=controller):
+                return play_controller(self.domain, controller, members, seed)
+
+            result = Returns(self._shared(batches, play))
+            if not self.record:
+                continue
             self._write(0, "reference", controller=controller, **result.as_record())
             self.record.progress.say(f"hand-coded reference, {controller}: return {result}")
             best = self.record.reference
             self.record.reference = result.mean_return if best is None else max(best, result.mean_return)
 
-    def evaluate(self, updates: int) -> None:
-        """`joint_policy` on the GS, on rank 0; the owners go on meanwhile."""
+    def joint_episodes(self, updates: int) -> contextlib.AbstractContextManager[JointEpisodes | None]:
+        """`joint_policy` at play, with the streams of the training step after so many updates; None without one."""
+        c = self.configuration
+        if not self.joint_policy:
+            return contextlib.nullcontext()
+        return JointEpisodes(self.domain, self.joint_policy, c.seed, c.steps_after(updates))
+
+    def turns(self, batches: list[range]) -> Iterator[tuple[dict[int, range], tuple[int, range] | None]]:
+        """How the collectors share batches of episodes, one each at a turn.
+
+        Yields:
+            The episodes that every collector plays, by rank; and number and episodes of this rank's batch, if it has
+            one.
+        """
+        for turn in self.layout.turns(len(batches)):
+            number = turn.get(self._rank)
+            members = {rank: batches[batch] for rank, batch in turn.items()}
+            yield members, None if number is None else (number, batches[number])
+
+    def empty_returns(self, episodes: int) -> np.ndarray:
+        """[N, episodes] float32 to be filled in on rank 0, [0, episodes] elsewhere."""
+        return np.empty((self.domain.n_agents if self.record else 0, episodes), np.float32)
+
+    def evaluate(self, updates: int, together: bool = False) -> None:
+        """The policies of the last `gather_policies` on the GS.
+
+        Args:
+            updates: done so far.
+            together: the collectors share the work and all ranks wait for them; else rank 0 does it, and the owners go
+                on meanwhile.
+        """
+        evaluation = self.configuration.evaluation
+        batches = batches_of(evaluation.episodes, evaluation.copies)
+        with self.joint_episodes(updates) as episodes:
+            if together:
+                returns = self._shared(batches, lambda *mine: episodes.play(*mine))
+            else:
+                returns = self.empty_returns(evaluation.episodes)
+                with self.clock("evaluate"):
+                    for number, members in enumerate(batches) if self.record else ():
+                        returns[:, members] = episodes.play(number, members)
+        self._record_evaluation(updates, returns)
+
+    def _shared(self, batches: list[range], play: Callable[[int, range], np.ndarray]) -> np.ndarray:
+        """Returns of batches of episodes that the collectors share; as `empty_returns`, filled in.
+
+        Args:
+            play: called with number and episodes of a batch; its returns [N, B] float32.
+        """
+        self.clock.stage = "evaluate"
+        returns = self.empty_returns(batches[-1].stop)
+        for members, mine in self.turns(batches):
+            with self.clock("evaluate"):
+                part = play(*mine) if mine else None
+            self.exchange.deal_columns(part, returns, members, to_owners=False)
+        return returns
+
+    def evaluated_by_collection(self, segment: Segment, returns: np.ndarray) -> None:
+        """Records what the episodes collected at the beginning of a segment returned, if an evaluation is due there."""
+        if segment.collection_evaluates and self._evaluated < segment.updates.start:
+            self._record_evaluation(segment.updates.start, returns)
+
+    def _record_evaluation(self, updates: int, returns: np.ndarray) -> None:
+        """Writes figures and policies; `returns` [N, E] on rank 0."""
+        self._evaluated = updates
         if not self.record:
             self.checkpoints.evaluated(updates, None)
             return
-        c = self.configuration
-        step = c.steps_after(updates)
-        with self.clock("evaluate"):
-            result = evaluate_policy(self.domain, self.joint_policy, c.evaluation.episodes, c.seed, step)
-        extra = {}
+        step = self.configuration.steps_after(updates)
+        result, extra = Returns(returns), {}
         if self.record.reference is not None:
             extra["share_above_reference"] = float((result.per_agent > self.record.reference).mean())
         self._write(step, "evaluate", **result.as_record(), **extra)
@@ -201,7 +283,9 @@ class Session:
             )
         self.statistics = Means()
         if segment.evaluates:
-            self.evaluate(segment.updates.stop)
+            # A rank 0 that only coordinates has the time, unless nobody has anything else to do any more.
+            is_last = segment.updates.stop == plan(self.configuration, self.domain.horizon)[-1].updates.stop
+            self.evaluate(segment.updates.stop, together=self.layout.coordinator_works or is_last)
         self.checkpoints.boundary(segment.updates.stop)
 
     def log_predictors(self, round_: int, updates: int, cross_entropies: np.ndarray) -> None:
@@ -236,10 +320,13 @@ class Session:
         Args:
             state: what `run.json` says of the run.
         """
+        self.clock.stage = "end"
         if state == "finished":
             self.checkpoints.finish(plan(self.configuration, self.domain.horizon)[-1].updates.stop)
         reports = self.exchange.gather_report(self.clock.report())
         self.exchange.close()
+        self.joint_policy = None
+        self._joint_rows.close()
         if reports is None:
             return None
         steps = self.configuration.steps_after(self.checkpoints.reached - self.checkpoints.start)
@@ -250,9 +337,9 @@ class Session:
         self.record.directory.finish(summary, state)
         return summary
 
-    def _policy_of(self, agents) -> Policy:
+    def _policy_of(self, agents, seed: int | None, parameters: torch.Tensor | None = None) -> Policy:
         c, domain = self.configuration, self.domain
-        return Policy(agents, domain.observation_size, domain.n_actions, c.policy, c.seed)
+        return Policy(agents, domain.observation_size, domain.n_actions, c.policy, seed, parameters)
 
     def _statistics_rows(self) -> dict[str, np.ndarray]:
         return {f"{_STATISTICS}{name}": row.copy() for name, row in self.statistics.rows().items()}
@@ -262,6 +349,7 @@ class Session:
         return {
             "seconds": self._earlier_seconds + self.clock.elapsed,
             "reference": self.record.reference,
+            "evaluated": self._evaluated,
             "metrics": self.record.metrics.written(),
         }
 

@@ -32,10 +32,11 @@ class StackedNetwork:
         output_size: width of the head.
         activation: `tanh` or `relu`, after each hidden layer.
         seeds: one integer per agent; an agent's initial parameters depend on its own seed alone. With None for one
-            they are zero.
+            they are left as they are.
         head_gains: (width, gain) pairs: parts of the head and the gains of their initial weights. Default: one part
             with gain 1.
         device: where it computes. Initial parameters are drawn on the CPU, so they are the same everywhere.
+        parameters: [A, P] float32 to be used as they are; None: zeros.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class StackedNetwork:
         seeds: Sequence[int | None],
         head_gains: Sequence[tuple[int, float]] | None = None,
         device: torch.device | str = "cpu",
+        parameters: Tensor | None = None,
     ):
         self.n_agents = len(seeds)
         self.recurrent_size = recurrent_size
@@ -68,7 +70,7 @@ class StackedNetwork:
         self.shapes: dict[str, tuple[int, int]] = shapes
         """Name and shape of each parameter of one agent, in the order of its row."""
         size = sum(math.prod(shape) for shape in shapes.values())
-        self.parameters = torch.zeros(self.n_agents, size, device=device)
+        self.parameters = torch.zeros(self.n_agents, size, device=device) if parameters is None else parameters
         """[A, P] float32. Written in place by optimisers, exchanges and checkpoints."""
         self.gradients = torch.zeros_like(self.parameters)
         """[A, P] float32, of the last `backward`."""

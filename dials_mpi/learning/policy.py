@@ -17,8 +17,9 @@ class Policy:
         agents: agent ids, whose streams initialise the parameters.
         observation_size, n_actions: O and the number of actions of the domain.
         settings: sizes and activation.
-        seed: the run's seed.
+        seed: the run's seed; None: the parameters are not initialised.
         device: where it computes.
+        parameters: [A, P] float32 to be used as they are; None: memory of their own.
     """
 
     def __init__(
@@ -27,8 +28,9 @@ class Policy:
         observation_size: int,
         n_actions: int,
         settings: NetworkSettings,
-        seed: int,
+        seed: int | None,
         device: torch.device | str = "cpu",
+        parameters: Tensor | None = None,
     ):
         self.n_actions = n_actions
         # A small gain makes the first policies nearly uniform; the critic's head keeps the usual one.
@@ -38,9 +40,10 @@ class Policy:
             settings.hidden_sizes,
             n_actions + 1,
             settings.activation,
-            [torch_seed(seed, "policy/initialise", agent) for agent in agents],
+            [None if seed is None else torch_seed(seed, "policy/initialise", agent) for agent in agents],
             head_gains=[(n_actions, 0.01), (1, 1.0)],
             device=device,
+            parameters=parameters,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Moving rows of per-agent arrays between their owners and rank 0.
+"""Moving rows of per-agent arrays between their owners and the ranks that see all agents.
 
 Rows travel as raw bytes of contiguous buffers; nothing is pickled. Every transfer waits for all ranks first (the
 barriers of Algorithm 1), politely and for as long as it takes, so that the transfer itself is short.
@@ -6,7 +6,7 @@ barriers of Algorithm 1), politely and for as long as it takes, so that the tran
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from mpi4py import MPI
@@ -32,11 +32,13 @@ class Exchange:
 
     def __init__(self, comm: MPI.Comm, layout: Layout, clock):
         self._comm = comm
-        self._counts = layout.counts()
-        self._mine = self._counts[comm.rank]
+        self._owned = [layout.agents(rank) for rank in range(comm.size)]
+        self._ranks = range(comm.size)
+        self._everybody, self._nobody = range(layout.n_agents), range(0)
         self._clock = clock
-        self._sends_progress = comm.rank == _REPORTER < comm.size
-        self._receives_progress = comm.rank == 0 and comm.size > _REPORTER
+        reports = comm.size > _REPORTER and not self._owned[0]  # a rank 0 that owns agents knows by itself
+        self._sends_progress = reports and comm.rank == _REPORTER
+        self._receives_progress = reports and comm.rank == 0
         self._progress = np.zeros(1, np.int64)
         self._posted = MPI.REQUEST_NULL
         self._posted_at = -math.inf
@@ -71,19 +73,18 @@ class Exchange:
             self._comm.Recv(self._progress, source=_REPORTER, tag=_PROGRESS_TAG)
             self.on_progress(int(self._progress[0]))
 
-    def gather_rows(self, rows: np.ndarray, into: np.ndarray | None) -> None:
-        """Collects every owner's rows on rank 0.
+    def gather_rows(self, rows: np.ndarray, into: np.ndarray | None, receivers: Sequence[int] = (0,)) -> None:
+        """Collects every owner's rows.
 
         Args:
             rows: [A, …] C-contiguous, this rank's agents.
-            into: [N, …] C-contiguous, same dtype; on rank 0, None elsewhere.
+            into: [N, …] C-contiguous, same dtype; left alone elsewhere than on receivers, where it may be None.
+            receivers: ranks that are to have all rows.
         """
         self.barrier()
         with self._clock("gather"):
-            row = _row_type(rows)
-            target = None if into is None else [_bytes(into), self._counts, None, row]
-            wait(self._comm.Igatherv([_bytes(rows), self._mine, row], target, root=0), _TRANSFER_PAUSE)
-            row.Free()
+            wants = [self._everybody if rank in receivers else self._nobody for rank in self._ranks]
+            self._move(rows, self._owned, wants, [1] * self._comm.size, into, rows)
 
     def scatter_rows(self, source: np.ndarray | None, rows: np.ndarray) -> None:
         """Sends every owner its rows from rank 0.
@@ -94,10 +95,72 @@ class Exchange:
         """
         self.barrier()
         with self._clock("scatter"):
-            row = _row_type(rows)
-            message = None if source is None else [_bytes(source), self._counts, None, row]
-            wait(self._comm.Iscatterv(message, [_bytes(rows), self._mine, row], root=0), _TRANSFER_PAUSE)
-            row.Free()
+            has = [self._nobody if rank else self._everybody for rank in self._ranks]
+            self._move(source, has, self._owned, [1] * self._comm.size, rows, rows)
+
+    def deal_columns(
+        self, source: np.ndarray | None, into: np.ndarray, members: Mapping[int, range], to_owners: bool = True
+    ) -> None:
+        """Sends arrays of all agents from several ranks to those who put them together.
+
+        Args:
+            source: [N, B, …] C-contiguous, on the ranks in `members`, None elsewhere.
+            into: [A, E, …] or, for rank 0 alone, [N, E, …], same dtype; columns of it are filled in.
+            members: which columns each rank has, B of them.
+            to_owners: every owner gets the rows of its agents; False: rank 0 gets all, and `into` is [0, E, …]
+                elsewhere.
+        """
+        self.barrier()
+        with self._clock("scatter"):
+            has = [self._everybody if rank in members else self._nobody for rank in self._ranks]
+            wants = self._owned if to_owners else [self._nobody if rank else self._everybody for rank in self._ranks]
+            widths = [len(members.get(rank, ())) for rank in self._ranks]
+            agents, _, *item = into.shape
+            received = np.empty((sum(widths) * agents, *item), into.dtype)
+            self._move(source, has, wants, widths, received, into[:, 0])
+            first = 0
+            for rank, columns in sorted(members.items()):
+                block = received[first : first + agents * widths[rank]]
+                into[:, columns] = block.reshape(agents, widths[rank], *item)
+                first += len(block)
+
+    def _move(
+        self,
+        source: np.ndarray | None,
+        has: Sequence[range],
+        wants: Sequence[range],
+        widths: Sequence[int],
+        into: np.ndarray | None,
+        like: np.ndarray,
+    ) -> None:
+        """Every rank gets what it wants of what others have.
+
+        Args:
+            source: [agents that this rank has, its width, …]; None where it has none.
+            has, wants: consecutive agents, by rank.
+            widths: items per agent, by the rank that has them.
+            into: the agents wanted from the first rank that has any, then those from the next one, and so on.
+            like: [rows, …], whose rows have the size of one item.
+        """
+        me = self._comm.rank
+        sent = [_both(has[me], want) for want in wants]
+        received = [_both(have, wants[me]) for have in has]
+        # Counts are numbers of items, not of bytes: they never overflow an int.
+        item = MPI.BYTE.Create_contiguous(int(np.prod(like.shape[1:])) * like.itemsize).Commit()
+        message = [
+            _bytes(source),
+            [len(agents) * widths[me] for agents in sent],
+            [(agents.start - has[me].start) * widths[me] if agents else 0 for agents in sent],
+            item,
+        ]
+        target = [
+            _bytes(into),
+            [len(agents) * width for agents, width in zip(received, widths, strict=True)],
+            None,
+            item,
+        ]
+        wait(self._comm.Ialltoallv(message, target), _TRANSFER_PAUSE)
+        item.Free()
 
     def greatest(self, values: np.ndarray) -> np.ndarray:
         """[K] int64, the same on all ranks: the elementwise maximum of all ranks' `values`."""
@@ -114,12 +177,14 @@ class Exchange:
         return reports
 
 
-def _row_type(rows: np.ndarray) -> MPI.Datatype:
-    """One agent's row as a datatype: counts are then numbers of agents, which never overflow an int."""
-    return MPI.BYTE.Create_contiguous(int(np.prod(rows.shape[1:])) * rows.itemsize).Commit()
+def _both(one: range, other: range) -> range:
+    """What two ranges have in common."""
+    return range(max(one.start, other.start), min(one.stop, other.stop))
 
 
-def _bytes(array: np.ndarray) -> np.ndarray:
+def _bytes(array: np.ndarray | None) -> np.ndarray:
+    if array is None:
+        return np.empty(0, np.uint8)
     if not array.flags.c_contiguous:
         raise ValueError("an array that travels must be C-contiguous")
     return array.reshape(-1).view(np.uint8)

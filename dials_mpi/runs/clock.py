@@ -21,12 +21,18 @@ PHASES = (
 )
 """`simulate` is the local simulator and its AIP (in mode gs: the global simulator); `write` is files and checks."""
 
+STAGES = ("start", "collect", "aip_training", "learn", "evaluate", "end")
+"""What all ranks are about together: a wait is for the slowest of them at this."""
+
 
 class Clock:
     """Books wall time to phases: `with clock("act"): …`. A phase inside another one is not counted twice."""
 
     def __init__(self):
+        self.stage = STAGES[0]
+        """One of `STAGES`, for which waiting is booked until it changes."""
         self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._waits = dict.fromkeys(STAGES, 0.0)
         self._stack: list[str] = []
         self._mark = self._begin = time.perf_counter()
         self._next = ""
@@ -52,6 +58,7 @@ class Clock:
         phase = self._stack.pop()
         self._seconds[phase] += now - self._mark
         if phase == "wait":
+            self._waits[self.stage] += now - self._mark
             self.waiting_cpu += time.process_time()
         if kind is not None and self._failed_in is None:
             self._failed_in = phase
@@ -68,8 +75,9 @@ class Clock:
         return time.perf_counter() - self._begin
 
     def report(self) -> np.ndarray:
-        """float64: seconds of each of `PHASES`, all seconds, CPU seconds while waiting, peak memory in MiB."""
-        return np.array([*self._seconds.values(), self.elapsed, self.waiting_cpu, peak_memory()])
+        """float64: seconds of `PHASES`, of waiting in `STAGES`, and all; CPU seconds waiting; peak memory in MiB."""
+        seconds = [*self._seconds.values(), *self._waits.values()]
+        return np.array([*seconds, self.elapsed, self.waiting_cpu, peak_memory()])
 
 
 def peak_memory() -> float:
@@ -85,7 +93,8 @@ def summarise(reports: np.ndarray, agent_steps: int, cores: int) -> dict:
         agent_steps: training steps of all agents together.
         cores: cores that the ranks shared.
     """
-    seconds, (elapsed, waiting_cpu, memory) = reports[:, : len(PHASES)], reports[:, len(PHASES) :].T
+    seconds, waits, rest = np.split(reports, [len(PHASES), len(PHASES) + len(STAGES)], axis=1)
+    elapsed, waiting_cpu, memory = rest.T
     waited = seconds[:, PHASES.index("wait")]
     wall = float(elapsed.max())
     return {
@@ -94,12 +103,18 @@ def summarise(reports: np.ndarray, agent_steps: int, cores: int) -> dict:
         "agent_steps": agent_steps,
         "agent_steps_per_second": agent_steps / wall,
         "agent_steps_per_second_and_core": agent_steps / wall / cores,
-        "phases": {
-            phase: {"mean_seconds": float(column.mean()), "max_seconds": float(column.max())}
-            for phase, column in zip(PHASES, seconds.T, strict=True)
-        },
+        "phases": _mean_and_max(PHASES, seconds),
+        "waiting": _mean_and_max(STAGES, waits),
         "waiting_cpu_share": float((waiting_cpu / np.maximum(waited, 1e-9)).max()) if (waited > 1).any() else None,
         "memory_mib_per_rank": [round(float(m), 1) for m in memory],
+    }
+
+
+def _mean_and_max(names: tuple[str, ...], seconds: np.ndarray) -> dict[str, dict[str, float]]:
+    """Over ranks; seconds [n_ranks, K]."""
+    return {
+        name: {"mean_seconds": float(column.mean()), "max_seconds": float(column.max())}
+        for name, column in zip(names, seconds.T, strict=True)
     }
 
 
@@ -107,7 +122,8 @@ def format_summary(summary: dict) -> str:
     """The closing summary as a table for people."""
     wall = summary["wall_seconds"]
     lines = [f"{'phase':14}{'mean s':>10}{'max s':>10}{'share':>8}"]
-    for phase, row in summary["phases"].items():
+    waiting = {f"- {stage}": row for stage, row in summary["waiting"].items()}
+    for phase, row in {**summary["phases"], **waiting}.items():
         if row["max_seconds"] > 0:
             share = row["mean_seconds"] / wall
             lines.append(f"{phase:14}{row['mean_seconds']:10.1f}{row['max_seconds']:10.1f}{share:8.1%}")

@@ -5,14 +5,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from dials_mpi.runs.checkpoint import newest_whole
+from dials_mpi.runs.checkpoint import newest_whole, read_agents
 
 
 def differences(one: Path, other: Path) -> list[str]:
     """In what the results of two finished runs differ, to the last bit: a line each; empty if they are equal.
 
     Compared are metrics (not their times), policies, the newest checkpoints (policies, optimisers, predictors and
-    counters) and datasets with all that they say of themselves.
+    counters; not who wrote what) and datasets with all that they say of themselves.
 
     Args:
         one, other: run directories.
@@ -31,12 +31,15 @@ def differences(one: Path, other: Path) -> list[str]:
     for key in ("updates", "best_updates", "best_return"):
         if ends[0][1][key] != ends[1][1][key]:
             found.append(f"newest checkpoint: {key} {ends[0][1][key]} and {ends[1][1][key]}")
-    files = [list(manifest["files"]) for _, manifest, _ in ends]
-    if files[0] != files[1]:
-        found.append(f"newest checkpoint: files {files[0]} and {files[1]}")
+    agents = [sorted(agent for facts in end[1]["files"].values() for agent in facts["agents"]) for end in ends]
+    if agents[0] != agents[1]:
+        found.append(f"newest checkpoint: agents {agents[0]} and {agents[1]}")
     else:
-        for name in files[0]:
-            found += _different_arrays(ends[0][0] / name, ends[1][0] / name)
+        mine, yours = (read_agents(checkpoint, manifest, agents[0]) for checkpoint, manifest, _ in ends)
+        if list(mine) != list(yours):
+            found.append(f"newest checkpoint: arrays {list(mine)} and {list(yours)}")
+        else:
+            found += [f"newest checkpoint: {name}" for name in mine if not np.array_equal(mine[name], yours[name])]
     names = [sorted(file.name for file in (run / "influence").iterdir()) for run in (one, other)]
     if names[0] != names[1]:
         return [*found, f"influence: files {names[0]} and {names[1]}"]

@@ -1,0 +1,92 @@
+"""Whole episodes of the joint policy on the global simulator, in batches."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dials_mpi.learning.policy import Policy
+from dials_mpi.learning.rollout import Player, SteppedByActions
+from dials_mpi.simulators.interface import Domain, GlobalSimulator
+from dials_mpi.streams import streams
+
+
+def batches_of(episodes: int, copies: int) -> list[range]:
+    """Numbers of the episodes in each batch of at most `copies` that are played side by side."""
+    return [range(first, min(first + copies, episodes)) for first in range(0, episodes, copies)]
+
+
+class JointEpisodes:
+    """Plays batches of episodes with actions sampled from the policies of all N agents.
+
+    A batch depends on the policies, the seed, the training step, its number and the numbers of its episodes alone: any
+    rank can play any batch, in any order, and comes to the same bits.
+
+    Args:
+        policy: of all N agents.
+        seed: the run's seed.
+        step: training steps so far.
+        tick: called after every joint step.
+    """
+
+    def __init__(self, domain: Domain, policy: Policy, seed: int, step: int, tick: Callable[[], None] = lambda: None):
+        self.domain = domain
+        self._policy = policy
+        self._seed = seed
+        self._step = step
+        self._tick = tick
+        self._simulator: GlobalSimulator | None = None
+        self._copies = 0
+
+    def __enter__(self) -> "JointEpisodes":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the GS, which is kept from batch to batch."""
+        if self._simulator:
+            self._simulator.close()
+        self._simulator = None
+
+    def play(
+        self,
+        batch: int,
+        members: range,
+        watched: Callable[[GlobalSimulator], SteppedByActions] = lambda simulator: simulator,
+    ) -> np.ndarray:
+        """One episode in each of B copies of the GS.
+
+        Args:
+            batch: its number.
+            members: numbers of its B episodes.
+            watched: what steps in the GS's place and looks at it meanwhile.
+
+        Returns:
+            [N, B] float32, undiscounted return of every agent in every episode.
+        """
+        n_agents, copies = self.domain.n_agents, len(members)
+        if self._simulator is None or copies != self._copies:
+            self.close()
+            self._simulator, self._copies = self.domain.global_simulator(copies), copies
+        self._simulator.seed(streams(self._seed, "evaluate/simulator", members, self._step))
+        acting = range(batch * n_agents, (batch + 1) * n_agents)
+        player = Player(self._policy, copies, streams(self._seed, "evaluate/actions", acting, self._step))
+        player.reset()
+        return play_episode(self.domain, watched(self._simulator), player.act, self._tick)
+
+
+def play_episode(
+    domain: Domain,
+    simulator: SteppedByActions,
+    act: Callable[[np.ndarray], np.ndarray | None],
+    tick: Callable[[], None],
+) -> np.ndarray:
+    """One episode in each copy of a simulator that has been seeded; returns [N, B] float32."""
+    observations = simulator.reset()
+    total = 0.0
+    for _ in range(domain.horizon):
+        observations, rewards = simulator.step(act(observations))
+        total = total + rewards
+        tick()
+    return total
