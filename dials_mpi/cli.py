@@ -104,6 +104,13 @@ def parser() -> argparse.ArgumentParser:
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run directories go (default: runs)"
     )
     p.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where the agents' networks and rollouts are; with cuda the ranks of a machine share its GPUs in turn, "
+        "and results are no longer the same to the bit (default: cpu)",
+    )
+    p.add_argument(
         "--resume",
         metavar="RUN",
         help="go on from the newest whole checkpoint of a run directory; auto: of --name if there is one, else start",

@@ -12,6 +12,7 @@ from dials_mpi import cli
 from dials_mpi.algorithms.plan import Segment, most_batches, plan
 from dials_mpi.config import MAY_CHANGE, Configuration, fixed_sha256, from_values, load_yaml, resolve
 from dials_mpi.errors import UserError
+from dials_mpi.parallel.devices import device_of_rank
 from dials_mpi.parallel.failure import AbortOnException
 from dials_mpi.parallel.layout import Layout, choose_layout
 from dials_mpi.parallel.waiting import wait
@@ -47,11 +48,15 @@ def run(comm, arguments: argparse.Namespace) -> int:
     with AbortOnException(comm, clock) as guard, StopFlag(arguments.max_hours) as stop:
         with clock("start"):
             cores = _cores(comm)
-            outcome = _agree(comm, arguments, cores)
+            try:
+                device = device_of_rank(comm, arguments.device)
+                outcome = _agree(comm, arguments, cores)
+            except UserError as error:
+                outcome = error
         if outcome is None:
             return 0
         if not isinstance(outcome, UserError):
-            return _work(comm, clock, guard, stop, cores, *outcome)
+            return _work(comm, clock, guard, stop, cores, device, *outcome)
     raise outcome
 
 
@@ -61,6 +66,7 @@ def _work(
     guard: AbortOnException,
     stop: StopFlag,
     cores: int,
+    device: str,
     values: dict,
     resumed: tuple[str | None, dict] | None,
     path: str | None,
@@ -98,7 +104,7 @@ def _work(
                 record.progress.say(f"resumed at step {configuration.steps_after(done):,} of {configuration.steps:,}")
         if directory:
             stop.watch(directory.path)
-        session = Session(comm, configuration, domain, layout, clock, record, Path(path), stop, checkpoint)
+        session = Session(comm, configuration, domain, layout, clock, record, Path(path), stop, checkpoint, device)
     state, code = "finished", 0
     try:
         BY_MODE[configuration.mode](session)

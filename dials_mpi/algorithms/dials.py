@@ -30,7 +30,7 @@ def train(session: Session) -> None:
     with contextlib.ExitStack() as stack:
         with clock("start"):
             # Line 1, with session.policy.
-            predictor = InfluencePredictor(session.agents, domain.influence, c.predictor, c.seed)
+            predictor = InfluencePredictor(session.agents, domain.influence, c.predictor, c.seed, session.device)
             session.checkpoints.keep("predictor", predictor.network.parameters)
             learners = None
             if session.agents:
@@ -123,7 +123,7 @@ def save_datasets(
                     "cross_entropy_before": before,
                     "cross_entropy_after": after,
                 },
-                predictor.network.parameters[row].numpy(),
+                predictor.network.parameters[row].cpu().numpy(),
                 keep=c.dataset.keep_rounds,
             )
 
@@ -155,7 +155,8 @@ class LocalLearners:
         self._simulator = InfluenceAugmentedSimulator(local_simulator, predictor, c.ppo.copies)
         self._actor = Actor(policy, self._simulator, c.ppo.copies, domain.horizon, clock)
         self._learner = PPO(policy, c.ppo, domain.horizon)
-        self._rollout = Rollout.empty(len(agents), c.ppo, domain.observation_size, c.policy.recurrent_size)
+        sizes = domain.observation_size, c.policy.recurrent_size
+        self._rollout = Rollout.empty(len(agents), c.ppo, *sizes, policy.device)
 
     def close(self) -> None:
         self._simulator.close()

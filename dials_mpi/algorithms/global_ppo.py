@@ -51,7 +51,9 @@ def train(session: Session) -> None:
                         session.exchange.scatter_rows(joint_arrays.get(name), rows)
                     if learner:
                         with clock("ppo_update"):
-                            statistics = learner.update(mine, first_step, c.annealed(update), permutations)
+                            statistics = learner.update(
+                                mine.to(session.device), first_step, c.annealed(update), permutations
+                            )
                             session.statistics.add(statistics)
                     if actor:
                         session.tick(update + 1)

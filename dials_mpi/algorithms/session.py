@@ -73,6 +73,7 @@ class Session:
         folder: the run directory.
         stop: asked at boundaries whether to go on.
         resumed: the checkpoint to go on from, if there is one.
+        device: where this rank's agents learn, as torch names it.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Session:
         folder: Path,
         stop: StopFlag,
         resumed: Resumed | None = None,
+        device: str = "cpu",
     ):
         self.configuration = configuration
         self.domain = domain
@@ -94,12 +96,14 @@ class Session:
         self.influence_folder = folder / "influence"
         self.resumed = resumed
         self.layout = layout
+        self.device = device
+        """Where this rank's agents learn. `joint_policy` acts on the CPU."""
         self.exchange = Exchange(comm, layout, clock)
         if record:
             self.exchange.on_progress = self.tick
         self.agents = layout.agents(comm.rank)
         """Ids of the agents that this rank owns."""
-        self.policy = self._policy_of(self.agents, configuration.seed)
+        self.policy = self._policy_of(self.agents, configuration.seed, device=device)
         """Policies of this rank's agents."""
         self._rank = comm.rank
         self.exchange.barrier()
@@ -108,7 +112,7 @@ class Session:
         """Policies of all agents as of the last `gather_policies`; on collectors only."""
         if self._joint_rows.rows is not None:
             parameters = torch.from_numpy(self._joint_rows.rows)
-            self.joint_policy = self._policy_of(range(layout.n_agents), None, parameters)
+            self.joint_policy = self._policy_of(range(layout.n_agents), None, parameters=parameters)
         self.statistics = Means()
         """Learning statistics of this rank's agents in the current segment."""
         self._earlier_seconds = 0.0
@@ -154,7 +158,7 @@ class Session:
     def gather_policies(self) -> None:
         """Owners → collectors: `joint_policy` becomes the policies as they are now."""
         joint = self._joint_rows
-        self.exchange.gather_rows(self.policy.parameters.numpy(), joint.rows, joint.hosts)
+        self.exchange.gather_rows(self.policy.parameters.cpu().numpy(), joint.rows, joint.hosts)
         with self.clock("gather"):
             joint.publish()
 
@@ -268,7 +272,7 @@ class Session:
         self.gather_policies()
         rows = np.zeros((len(self.agents), len(STATISTICS)), np.float32)
         for column, name in enumerate(STATISTICS if statistics else ()):
-            rows[:, column] = statistics[name]
+            rows[:, column] = statistics[name].cpu()
         if not np.isfinite(rows).all():
             broken = self.agents[int(np.argmin(np.isfinite(rows).all(axis=1)))]
             raise FloatingPointError(f"learning of agent {broken} gave values that are not finite: {rows.tolist()}")
@@ -337,9 +341,9 @@ class Session:
         self.record.directory.finish(summary, state)
         return summary
 
-    def _policy_of(self, agents, seed: int | None, parameters: torch.Tensor | None = None) -> Policy:
+    def _policy_of(self, agents, seed: int | None, **where) -> Policy:
         c, domain = self.configuration, self.domain
-        return Policy(agents, domain.observation_size, domain.n_actions, c.policy, seed, parameters)
+        return Policy(agents, domain.observation_size, domain.n_actions, c.policy, seed, **where)
 
     def _statistics_rows(self) -> dict[str, np.ndarray]:
         return {f"{_STATISTICS}{name}": row.copy() for name, row in self.statistics.rows().items()}

@@ -1,0 +1,37 @@
+"""Where a rank computes: on its core, or on one of its machine's GPUs."""
+
+from mpi4py import MPI
+
+from dials_mpi.errors import UserError
+from dials_mpi.parallel.waiting import wait
+
+
+def device_of_rank(comm: MPI.Comm, kind: str) -> str:
+    """The device of this rank's networks and rollouts; the ranks of a machine take its GPUs in turn.
+
+    Args:
+        comm: all ranks.
+        kind: `cpu` or `cuda`.
+
+    Returns:
+        As torch names it, for example `cuda:1`.
+
+    Raises:
+        UserError: on all ranks alike; some machine has no GPU that torch can use.
+    """
+    if kind == "cpu":
+        return kind
+    import torch
+
+    machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    local_rank = machine.rank
+    machine.Free()
+    mine = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wait(comm.Ibarrier())
+    lacking = sorted({host for host, count in comm.allgather((MPI.Get_processor_name(), mine)) if not count})
+    if lacking:
+        raise UserError(
+            f"--device cuda: torch {torch.__version__} finds no GPU on {', '.join(lacking)}; install a build of torch "
+            "for CUDA and ask Slurm for GPUs (--gres=gpu:1), or leave --device out"
+        )
+    return f"cuda:{local_rank % mine}"
