@@ -190,7 +190,7 @@ class Sumo:
         return (self._asked if self._backend == "libsumo" else self._subscribed)(api, drop_pending)
 
     def _asked(self, api, drop_pending: bool) -> Vehicles:
-        """By one call per figure: cheap within the process, while SUMO's cost of n subscriptions grows as n²."""
+        """By one call per figure: cheap within the process, where subscriptions made SUMO's step a third slower."""
         if drop_pending:
             for vehicle in api.simulation.getPendingVehicles():
                 api.vehicle.remove(vehicle)
