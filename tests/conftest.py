@@ -25,6 +25,7 @@ SMALL = [
     "--steps=1600",
     "--set=ppo.copies=4",
     "--set=ppo.rollout_length=50",
+    "--set=ppo.sequence_length=50",
     "--set=ppo.minibatch_size=100",
     "--set=predictor.interval=800",
     "--set=predictor.epochs=2",

@@ -101,10 +101,10 @@ def test_resolved_configuration_reads_back_the_same():
         ("ppo=3", "ppo: 3: Input should be a valid dictionary"),
         (
             "ppo.sequence_length=33",
-            "ppo: sequence_length 33 must divide rollout_length 50",
+            "ppo: sequence_length 33 must divide rollout_length 20",
         ),
-        ("ppo.minibatch_size=70", "ppo: minibatch_size 70 must be a multiple of sequence_length 50"),
-        ("ppo.minibatch_size=150", "ppo: minibatch_size 150 must divide rollout_length times copies, 400"),
+        ("ppo.minibatch_size=70", "ppo: minibatch_size 70 must be a multiple of sequence_length 20"),
+        ("ppo.minibatch_size=300", "ppo: minibatch_size 300 must divide rollout_length times copies, 1280"),
         ("evaluation.handcoded_episodes=1", "evaluation: handcoded_episodes 1 gives no standard error"),
         ("policy.hidden_sizes=[0]", "policy: hidden_sizes [0] must be positive"),
         ("parallel.collectors=0", "parallel.collectors: 0 is neither auto nor a number of ranks from 1 on"),

@@ -51,7 +51,7 @@ _SMALL = [
 RUNS = {
     "warehouse": [
         "--env=warehouse", "--steps=6000", "--set=predictor.interval=1600", "--set=policy.recurrent_size=32",
-        "--set=predictor.recurrent_size=32", *_SMALL,
+        "--set=predictor.recurrent_size=32", "--set=ppo.sequence_length=50", *_SMALL,
     ],
     "traffic": [
         "--env=traffic", "--steps=3000", "--set=predictor.interval=1200", "--set=policy.recurrent_size=0",
