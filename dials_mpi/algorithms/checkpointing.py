@@ -225,7 +225,7 @@ class Checkpointing:
         return updates + distance
 
     def _snapshot(self, updates: int) -> _Snapshot:
-        arrays = {name: np.array(rows.cpu()) for name, rows in self._kept.items()} | self.more_arrays()
+        arrays = {name: rows.cpu().numpy().copy() for name, rows in self._kept.items()} | self.more_arrays()
         facts = {"best_return": self.best_return, **self.more_facts()} if self._rank == 0 else {}
         return _Snapshot(updates, arrays, facts)
 

@@ -80,7 +80,7 @@ class StackedNetwork:
 
     def arrays_of(self, row: int) -> dict[str, np.ndarray]:
         """One agent's parameters by name, in their shapes, float32."""
-        return {name: np.array(view[row].detach().cpu()) for name, view in self._views.items()}
+        return {name: view[row].detach().cpu().numpy().copy() for name, view in self._views.items()}
 
     def initial_state(self, n_sequences: int) -> Tensor | None:
         """The memory at the start of an episode: zeros [A, S, H], or None for a feed-forward network."""
