@@ -316,7 +316,7 @@ def test_pickles_are_never_opened(command_line, parts):
             ["--resume=runs/parts", "--seed=9", "--set=ppo.clip=0.3"],
             "--resume: in runs/parts ppo.clip is 0.2, not 0.3;",
         ),
-        (["--resume=auto", "--name=parts", "--env=warehouse"], "--resume: in runs/parts dataset.copies is 2, not 10;"),
+        (["--resume=auto", "--name=parts", "--env=warehouse"], "--resume: in runs/parts dataset.copies is 2, not 25;"),
     ],
 )
 def test_what_cannot_be_resumed_is_one_line(command_line, parts, arguments, message):

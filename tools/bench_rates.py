@@ -114,7 +114,7 @@ def warehouse_gs(options: Options, stack: ExitStack) -> list[Measurement]:
         c, domain = _setting("warehouse", agents=n)
         for b in _WAREHOUSE_COPIES:
             simulator = domain.global_simulator(b)
-            simulator.seed(streams(0, "collect/simulator", range(b)))
+            simulator.seed(streams(0, "evaluate/simulator", range(b)))
             actions = np.random.default_rng(0).integers(domain.n_actions, size=(n, b))
             alone = _episode(simulator, lambda s=simulator, a=actions: s.step(a), domain.horizon)
             together = _joint_episode(domain, c, simulator, b)
@@ -396,7 +396,7 @@ def _episode(simulator, step, horizon: int):
 
 
 def _joint_episode(domain: Domain, c: Configuration, simulator, copies: int):
-    player = Player(_policy(domain, c, domain.n_agents), copies, streams(0, "collect/actions", range(domain.n_agents)))
+    player = Player(_policy(domain, c, domain.n_agents), copies, streams(0, "evaluate/actions", range(domain.n_agents)))
 
     def whole():
         observations = simulator.reset()

@@ -93,7 +93,7 @@ def aip_round(options: Options, stack: ExitStack) -> list[Measurement]:
             phases = finished.run.facts["summary"]["phases"]
             collection, training = (
                 sum(phases.get(phase, {"max_seconds": 0.0})["max_seconds"] for phase in part)
-                for part in (("collect", "scatter", "exchange"), ("aip_training",))
+                for part in (("collect", "scatter"), ("aip_training",))
             )
             for figure, seconds in zip(figures, (collection + training, collection, training), strict=True):
                 yield figure.name, seconds

@@ -1,16 +1,14 @@
 """Where a rank computes: on its core, or on one of its machine's GPUs."""
 
-from mpi4py import MPI
-
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.waiting import wait
 
 
-def device_of_rank(comm: MPI.Comm, kind: str) -> str:
+def device_of_rank(comm, kind: str) -> str:
     """The device of this rank's networks and rollouts; the ranks of a machine take its GPUs in turn.
 
     Args:
-        comm: all ranks.
+        comm: an MPI communicator of all ranks.
         kind: `cpu` or `cuda`.
 
     Returns:
@@ -22,6 +20,7 @@ def device_of_rank(comm: MPI.Comm, kind: str) -> str:
     if kind == "cpu":
         return kind
     import torch
+    from mpi4py import MPI
 
     machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
     local_rank = machine.rank
