@@ -50,6 +50,12 @@ SMALL_TRAFFIC = [
 ]
 
 
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request) -> str:
+    """Each device that networks can learn on here."""
+    return request.param
+
+
 class CommandLine:
     """Runs `python -m dials_mpi …` in a folder of its own."""
 

@@ -1,6 +1,7 @@
 """The program as users start it: runs, files, and every kind of bad input with its line and exit code."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+import torch
 import yaml
 from conftest import SMALL, SMALL_TRAFFIC, wait_for
 
@@ -291,3 +293,12 @@ def test_a_killed_rank_ends_the_job(command_line, victim):
     assert process.returncode != 0
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in ranks.values()), "nobody is left over"
     assert read_metrics(command_line.folder / "runs" / "k")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("ranks", [0, 3])
+def test_no_gpu_is_one_line(command_line, ranks):
+    result = command_line("--env=warehouse", "--device=cuda", ranks=ranks)
+    assert result.returncode == 2
+    assert re.match(r"dials_mpi: --device cuda: torch \S+ finds no GPU on \S+; install a build", one_line(result))
+    assert not (command_line.folder / "runs").exists()

@@ -9,8 +9,8 @@ from dials_mpi.learning.optimiser import Adam
 A, L, S, D, H = 3, 7, 5, 11, 16
 
 
-def network(seeds, recurrent=H, hidden=(8,), activation="tanh") -> StackedNetwork:
-    return StackedNetwork(D, recurrent, hidden, 4, activation, seeds)
+def network(seeds, recurrent=H, hidden=(8,), activation="tanh", device="cpu") -> StackedNetwork:
+    return StackedNetwork(D, recurrent, hidden, 4, activation, seeds, device=device)
 
 
 def torch_twin(net: StackedNetwork, agent: int) -> tuple[torch.nn.GRUCell, torch.nn.Sequential]:
@@ -69,9 +69,9 @@ def test_equals_torch_layers_forward_and_backward(wipes):
 
 
 @pytest.mark.parametrize("recurrent", [0, H])
-def test_unrolled_equals_step_by_step(recurrent):
-    net = network([4, 5], recurrent)
-    features = torch.randn(2, L, S, D)
+def test_unrolled_equals_step_by_step(recurrent, device):
+    net = network([4, 5], recurrent, device=device)
+    features = torch.randn(2, L, S, D, device=device)
     state = net.initial_state(S)
     steps = []
     for t in range(L):

@@ -15,19 +15,19 @@ from dials_mpi.simulators.noise import NoiseBuffer, gumbel
 from dials_mpi.streams import stream, streams
 
 
-def acting(n_agents=2, seed=0, recurrent=8, agents=None, **ppo):
+def acting(n_agents=2, seed=0, recurrent=8, agents=None, device="cpu", **ppo):
     """Policies, an actor in the ring's GS and a learner."""
     settings = PPOSettings(
         **{"copies": 6, "rollout_length": 20, "sequence_length": 10, "minibatch_size": 60, "anneal": False, **ppo}
     )
     domain = Ring(n_agents, DomainSettings())
     agents = range(n_agents) if agents is None else agents
-    policy = Policy(agents, 2, 2, NetworkSettings(recurrent_size=recurrent, hidden_sizes=(16,)), seed)
+    policy = Policy(agents, 2, 2, NetworkSettings(recurrent_size=recurrent, hidden_sizes=(16,)), seed, device)
     simulator = domain.global_simulator(settings.copies)
     simulator.seed(streams(seed, "train/simulator", range(settings.copies)))
     actor = Actor(policy, simulator, settings.copies, domain.horizon, Clock())
     actor.start(streams(seed, "train/actions", range(n_agents)))
-    rollout = Rollout.empty(n_agents, settings, 2, recurrent)
+    rollout = Rollout.empty(n_agents, settings, 2, recurrent, device)
     return settings, policy, actor, PPO(policy, settings, domain.horizon), rollout
 
 
@@ -70,10 +70,10 @@ def test_truncation_bootstraps_from_the_last_observation():
     assert not torch.equal(rollout.next_values[:, 9], rollout.values[:, 10])
 
 
-def test_rollout_holds_what_the_policy_that_acted_would_say_again():
-    _, policy, actor, _, rollout = acting()
+def test_rollout_holds_what_the_policy_that_acted_would_say_again(device):
+    _, policy, actor, _, rollout = acting(device=device)
     actor.collect(rollout, 10)
-    starts = episode_starts(0, 20, 10)
+    starts = episode_starts(0, 20, 10).to(device)
     keep = 1.0 - starts.float()[:, None].expand(-1, 6)
     logits, values = policy.unroll(rollout.observations, rollout.states[:, 0], keep)
     torch.testing.assert_close(values, rollout.values)
@@ -81,9 +81,9 @@ def test_rollout_holds_what_the_policy_that_acted_would_say_again():
     torch.testing.assert_close(log_probabilities, rollout.log_probabilities)
 
 
-def test_first_update_sees_no_difference_to_the_policy_that_acted():
+def test_first_update_sees_no_difference_to_the_policy_that_acted(device):
     """Ratio one, KL zero: sequences, memories and minibatches are cut the way they were lived."""
-    _, _, actor, learner, rollout = acting(epochs=1, learning_rate=1e-12)
+    _, _, actor, learner, rollout = acting(epochs=1, learning_rate=1e-12, device=device)
     actor.collect(rollout, 10)
     statistics = learner.update(rollout, 0, 0.0, np.random.default_rng(0))
     assert set(statistics) == set(STATISTICS)
@@ -100,6 +100,18 @@ def test_agents_are_updated_as_if_each_were_alone():
     alone = Rollout(**{name: torch.from_numpy(array[2:]) for name, array in rollout.arrays().items()})
     PPO(single, settings, 10).update(alone, 0, 0.0, np.random.default_rng(5))
     assert torch.equal(single.parameters[0], policy.parameters[2])
+
+
+def test_another_device_learns_the_same_up_to_rounding(device):
+    learned = []
+    for where in ("cpu", device):
+        settings, policy, actor, _, rollout = acting(epochs=3)
+        actor.collect(rollout, 10)
+        elsewhere = acting(device=where)[1]
+        assert torch.equal(elsewhere.parameters.cpu(), policy.parameters), "parameters are drawn on the CPU"
+        PPO(elsewhere, settings, 10).update(rollout.to(where), 0, 0.0, np.random.default_rng(0))
+        learned.append(elsewhere.parameters.cpu())
+    torch.testing.assert_close(*learned, rtol=1e-3, atol=1e-4)
 
 
 def test_annealing_ends_at_no_change():
@@ -120,11 +132,11 @@ def test_reward_scale_does_not_change_reported_returns():
 
 
 @pytest.mark.parametrize("recurrent", [0, 8])
-def test_learns_the_ring(recurrent):
+def test_learns_the_ring(recurrent, device):
     """Every agent finds what always pays; all choosing 1, whatever their first bits, is as good as an answer gets."""
     sequence = 10 if recurrent else 1
     _, _, actor, learner, rollout = acting(
-        n_agents=3, recurrent=recurrent, sequence_length=sequence, learning_rate=1e-2, anneal=True
+        n_agents=3, recurrent=recurrent, sequence_length=sequence, learning_rate=1e-2, anneal=True, device=device
     )
     actor.collect(rollout, sequence)
     assert rollout.rewards.mean() < 0.7, "it has to be learned"
