@@ -76,6 +76,11 @@ def most_batches(configuration: Configuration, horizon: int) -> int:
     c = configuration
     if c.mode == "gs":
         return 1
-    evaluation = -(-c.evaluation.episodes // c.evaluation.copies)
-    collection = -(-c.dataset.steps // (horizon * c.dataset.copies)) if c.mode == "dials" else 1
+    evaluation = len(batch_sizes(c.evaluation.episodes, c.evaluation.copies))
+    collection = len(batch_sizes(-(-c.dataset.steps // horizon), c.dataset.copies)) if c.mode == "dials" else 1
     return max(evaluation, collection)
+
+
+def batch_sizes(episodes: int, copies: int) -> list[int]:
+    """Episodes in each batch, of at most `copies` that are played side by side."""
+    return [min(copies, episodes - first) for first in range(0, episodes, copies)]

@@ -1,0 +1,242 @@
+"""What a run's work costs on one core of this machine: `Costs`, from some seconds of it.
+
+Every size is measured in a process of its own, which starts as a rank does. So its peak memory is that size's, a
+simulator of one size does not stand in the way of the next, and the time until it has loaded its libraries is a rank's.
+Learning is timed under AIPs trained a little on episodes of the smallest system: under untrained ones traffic jams, and
+costs many times as much.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from dials_mpi.parallel.threads import keep_freed_memory, one_thread
+
+if __name__ == "__main__":
+    one_thread(os.environ)
+    keep_freed_memory()
+
+from dials_mpi.algorithms.plan import batch_sizes, updates_per_unit  # noqa: E402
+from dials_mpi.algorithms.scaling import MIB, Costs, Curve, costly_settings  # noqa: E402
+from dials_mpi.config import Configuration, from_values  # noqa: E402
+from dials_mpi.runs.clock import Clock, peak_memory  # noqa: E402
+from dials_mpi.simulators.interface import Domain  # noqa: E402
+from dials_mpi.simulators.registry import make_domain  # noqa: E402
+from dials_mpi.streams import stream, streams  # noqa: E402
+
+_SECONDS = 0.5
+"""For which short work is repeated; the quickest time counts, as others may use the machine, too."""
+_MOST_UPDATES = 10
+_MOST_EPISODES = 40
+"""Of the dataset on which AIP training is timed."""
+_EPOCHS = 5
+
+
+def measure(configuration: Configuration, domain: Domain, agents: Iterable[int], blocks: Iterable[int]) -> Costs:
+    """What the work of a configuration costs here.
+
+    Args:
+        configuration: whose number of agents is at least as large as any block.
+        domain: of the configuration.
+        agents: N of the systems to be measured.
+        blocks: A of the blocks to be measured.
+
+    Raises:
+        UserError: a number of agents that the domain cannot have.
+    """
+    systems = [configuration.model_copy(update={"agents": n}) for n in sorted(set(agents))]
+    for system in systems:
+        make_domain(system.env, system.agents, system.domain)
+    with tempfile.TemporaryDirectory() as folder:
+        joint = [_ask(system, "joint", system.agents, folder) for system in systems]
+        block = [_ask(configuration, "block", size, folder) for size in sorted(set(blocks))]
+
+    def curve(answers: list[dict[str, Any]], name: str) -> Curve:
+        return Curve(tuple((answer["size"], max(0.0, answer[name])) for answer in answers if name in answer))
+
+    influence = domain.influence
+    return Costs(
+        settings=costly_settings(configuration),
+        horizon=domain.horizon,
+        controllers=len(domain.controllers),
+        start=min(answer["start"] for answer in (*joint, *block)),
+        block_start=curve(block, "block_start"),
+        learn=curve(block, "learn"),
+        act=curve(joint, "act"),
+        epoch=curve(block, "epoch"),
+        setup=curve(joint, "setup"),
+        collect=curve(joint, "collect"),
+        evaluate=curve(joint, "evaluate"),
+        reference=curve(joint, "reference"),
+        policy_bytes=joint[0]["policy_bytes"],
+        dataset_bytes=influence.local_state_size + influence.sources + 1 if influence else 0,
+        rollout_bytes=block[0]["rollout_bytes"],
+        memory=min(answer["memory"] for answer in (*joint, *block)),
+        block_memory=curve(block, "more_memory"),
+        joint_memory=curve(joint, "more_memory"),
+    )
+
+
+def _ask(configuration: Configuration, kind: str, size: int, folder: str) -> dict[str, Any]:
+    """Has a process measure one size; see `_answer`.
+
+    Args:
+        folder: where the first joint episodes are left for the blocks.
+    """
+    question = {"configuration": configuration.model_dump(mode="json"), "kind": kind, "size": size, "folder": folder}
+    process = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=json.dumps(question),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    if process.returncode:
+        raise RuntimeError(f"measuring {size} agents ({kind}) failed:\n{process.stderr}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def _answer(question: dict[str, Any]) -> dict[str, Any]:
+    """Costs of one size by name, with the bytes that its rows have; curves are of `size`."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False  # a process beside the job, whose launcher knows nothing of it
+    import torch
+
+    import dials_mpi.algorithms.dials
+
+    torch.set_num_threads(1)
+    start, memory = time.process_time(), peak_memory()
+    c = from_values(question["configuration"])
+    domain = make_domain(c.env, c.agents, c.domain)
+    work = _joint if question["kind"] == "joint" else _block
+    found, ours = work(
+        dials_mpi.algorithms.dials, c, domain, question["size"], Path(question["folder"]) / "dataset.npz"
+    )
+    more = peak_memory() - memory - ours
+    return {"size": question["size"], "start": start, "memory": memory, "more_memory": more, **found}
+
+
+def _block(dials, c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dict[str, float], float]:
+    """What a block costs its owner, and the MiB of the dataset here."""
+    import numpy as np
+
+    from dials_mpi.influence.dataset import InfluenceDataset
+    from dials_mpi.influence.predictor import InfluencePredictor, train
+    from dials_mpi.learning.policy import Policy
+    from dials_mpi.learning.ppo import PPO
+    from dials_mpi.learning.rollout import Rollout
+    from dials_mpi.learning.statistics import Means
+
+    agents = range(size)
+    begin = time.perf_counter()
+    policy = Policy(agents, domain.observation_size, domain.n_actions, c.policy, c.seed)
+    rollout = Rollout.empty(size, c.ppo, domain.observation_size, c.policy.recurrent_size)
+    found = {"rollout_bytes": sum(array.nbytes for array in rollout.arrays().values()) // size}
+    permutations = stream(c.seed, "predictor/minibatches")
+    if c.mode == "gs":
+        learner = PPO(policy, c.ppo, domain.horizon)
+        found["block_start"] = time.perf_counter() - begin
+        found["learn"] = _quickest(lambda: learner.update(rollout, 0, 0.0, permutations))
+        return found, 0.0
+    few = c.predictor.model_copy(update={"epochs": _EPOCHS, "patience": _EPOCHS})
+    predictor = InfluencePredictor(agents, domain.influence, few, c.seed)
+    learners = dials.LocalLearners(c, domain, agents, policy, predictor, Clock())
+    found["block_start"] = time.perf_counter() - begin
+    datasets = 0.0
+    if c.mode == "dials":
+        episodes = min(-(-c.dataset.steps // domain.horizon), _MOST_EPISODES)
+        with np.load(seen) as arrays:
+            # The episodes of few agents again and again.
+            dataset = InfluenceDataset(
+                **{
+                    name: array[np.arange(size)[:, None] % len(array), np.arange(episodes) % array.shape[1]]
+                    for name, array in arrays.items()
+                }
+            )
+        datasets = sum(array.nbytes for array in dataset.arrays().values()) / MIB
+        training = _seconds(lambda: train(predictor, dataset, c.dataset.test_fraction, permutations))
+        found["epoch"] = training / (_EPOCHS * episodes)
+    learners.learn(0, range(1), Means())  # warm up
+    updates = range(min(updates_per_unit(c, domain.horizon), _MOST_UPDATES))
+    found["learn"] = _quickest(lambda: learners.learn(0, updates, Means())) / len(updates)
+    learners.close()
+    return found, datasets
+
+
+def _joint(_, c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dict[str, float], float]:
+    """What all agents together cost a collector; leaves what they saw in the file `seen` if there is none yet."""
+    import numpy as np
+
+    from dials_mpi.algorithms.evaluation import play_controller
+    from dials_mpi.influence.collection import collect
+    from dials_mpi.learning.episodes import JointEpisodes
+    from dials_mpi.learning.policy import Policy
+    from dials_mpi.learning.rollout import Actor, Rollout
+
+    policy = Policy(range(size), domain.observation_size, domain.n_actions, c.policy, c.seed)
+
+    def set_up(copies: int) -> None:
+        with domain.global_simulator(copies) as simulator:
+            simulator.seed(streams(c.seed, "evaluate/simulator", range(copies)))
+            simulator.reset()
+
+    def played(play: Callable[[JointEpisodes, range], object], copies: int) -> float:
+        """Seconds of a joint step of one copy."""
+        with JointEpisodes(domain, policy, c.seed, 0) as episodes:
+            begin = time.perf_counter()
+            play(episodes, range(copies))
+            seconds = time.perf_counter() - begin
+        return (seconds - found["setup"]) / (copies * domain.horizon)
+
+    evaluation = batch_sizes(c.evaluation.episodes, c.evaluation.copies)[0]
+    set_up(1)  # libraries are loaded, kernels chosen
+    found: dict[str, float] = {"policy_bytes": policy.parameters[0].nbytes}
+    found["setup"] = _seconds(lambda: set_up(evaluation))
+    if c.mode == "dials":
+        batch = batch_sizes(-(-c.dataset.steps // domain.horizon), c.dataset.copies)[0]
+        data = []
+        found["collect"] = played(lambda episodes, members: data.append(collect(episodes, 0, members)[0]), batch)
+        if not seen.exists():
+            np.savez(seen, **data[0].arrays())
+    if c.mode == "dials" and batch == evaluation:
+        found["evaluate"] = found["collect"]  # writing down what is seen costs next to nothing
+    else:
+        found["evaluate"] = played(lambda episodes, members: episodes.play(0, members), evaluation)
+    if domain.controllers and c.evaluation.handcoded_episodes:
+        copies = batch_sizes(c.evaluation.handcoded_episodes, c.evaluation.copies)[0]
+        seconds = _seconds(lambda: play_controller(domain, domain.controllers[0], range(copies), c.seed))
+        found["reference"] = (seconds - found["setup"]) / (copies * domain.horizon)
+    if c.mode == "gs":
+        with domain.global_simulator(c.ppo.copies) as simulator:
+            actor = Actor(policy, simulator, c.ppo.copies, domain.horizon, Clock())
+            simulator.seed(streams(c.seed, "train/simulator", range(c.ppo.copies)))
+            actor.start(streams(c.seed, "train/actions", range(size)))
+            rollout = Rollout.empty(size, c.ppo, domain.observation_size, c.policy.recurrent_size)
+            found["act"] = _seconds(lambda: actor.collect(rollout, c.ppo.sequence_length))
+    return found, 0.0
+
+
+def _quickest(work: Callable[[], object]) -> float:
+    """Seconds of the shortest of some repetitions."""
+    end = time.perf_counter() + _SECONDS
+    times = [_seconds(work)]
+    while time.perf_counter() < end:
+        times.append(_seconds(work))
+    return min(times)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    print(json.dumps(_answer(json.load(sys.stdin))))
