@@ -22,13 +22,13 @@ if __name__ == "__main__":
     one_thread(os.environ)
     keep_freed_memory()
 
-from dials_mpi.algorithms.plan import batch_sizes, updates_per_unit  # noqa: E402
-from dials_mpi.algorithms.scaling import MIB, Costs, Curve, costly_settings  # noqa: E402
-from dials_mpi.config import Configuration, from_values  # noqa: E402
-from dials_mpi.runs.clock import Clock, peak_memory  # noqa: E402
-from dials_mpi.simulators.interface import Domain  # noqa: E402
-from dials_mpi.simulators.registry import make_domain  # noqa: E402
-from dials_mpi.streams import stream, streams  # noqa: E402
+from dials_mpi.algorithms.plan import batch_sizes, updates_per_unit
+from dials_mpi.algorithms.scaling import MIB, Costs, Curve, costly_settings
+from dials_mpi.config import Configuration, from_values
+from dials_mpi.runs.clock import Clock, peak_memory
+from dials_mpi.simulators.interface import Domain
+from dials_mpi.simulators.registry import make_domain
+from dials_mpi.streams import stream, streams
 
 _SECONDS = 0.5
 """For which short work is repeated; the quickest time counts, as others may use the machine, too."""

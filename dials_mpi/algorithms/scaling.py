@@ -42,7 +42,6 @@ _ROLLOUT_ARRAYS = 7
 _LIMITS = {
     "start": ("starting the ranks", "longer runs; fewer ranks per core"),
     "act": ("rank 0, which acts for all agents on the global simulator", "mode dials"),
-    "collect": ("collection", "more collectors, up to the {batches} batches; a longer interval F; fewer dataset.steps"),
     "scatter": ("sending the datasets", "more collectors on more machines; a longer interval F"),
     "aip_training": ("AIP training", "fewer agents per rank; fewer epochs; a longer interval F"),
     "gather": (
@@ -153,11 +152,14 @@ class Costs:
             if not curve.points[0][0] <= size <= curve.points[-1][0]
         ]
 
-    def write(self, file: Path) -> None:
-        """As JSON; curves are lists of [size, cost]."""
+    def as_record(self) -> dict[str, Any]:
+        """For JSON; curves are lists of [size, cost]."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values = {name: value.points if isinstance(value, Curve) else value for name, value in values.items()}
-        file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        return {name: value.points if isinstance(value, Curve) else value for name, value in values.items()}
+
+    def write(self, file: Path) -> None:
+        """As JSON."""
+        file.write_text(json.dumps(self.as_record(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, file: Path) -> "Costs":
@@ -256,7 +258,11 @@ class Prediction:
 
 
 def predict(configuration: Configuration, layout: Layout, costs: Costs, cluster: Cluster) -> Prediction:
-    """What a run takes in a layout on a cluster; a resumed one, or one with `checkpoint.minutes` to write, a bit more."""
+    """What a run takes in a layout on a cluster, from its start to its end.
+
+    Args:
+        costs: of the configuration's settings.
+    """
     return _Model(configuration, layout, costs, cluster).run()
 
 
@@ -438,14 +444,22 @@ class _Model:
         worst = max((phase for phase in PHASES if phase != "learn"), key=seconds.__getitem__)
         if seconds["learn"] >= total / 2:
             worst = "learn"
+        if worst == "collect":
+            batches = batch_sizes(-(-c.dataset.steps // self._costs.horizon), c.dataset.copies)
+            more = self._more_collectors(batches, "dataset.copies")
+            return "collection", f"{more}; a longer interval F; fewer dataset.steps"
         if worst == "evaluate":
-            remedy = "a longer evaluation.interval, fewer episodes (hand-coded ones included)"
+            more = self._more_collectors(batch_sizes(c.evaluation.episodes, c.evaluation.copies), "evaluation.copies")
+            fewer = "a longer evaluation.interval; fewer episodes, those of hand-coded controllers included"
             if self._layout.n_ranks == 1:
-                return "evaluation, which one process does between learning", f"more ranks; {remedy}"
+                return "evaluation, which one process does between learning", f"more ranks; {fewer}"
             if self._layout.coordinator_works or c.mode == "gs":
-                return "evaluation, for which all ranks wait", f"more collectors; {remedy}"
+                return "evaluation, for which all ranks wait", f"{more}; {fewer}"
             reason = "the evaluation on rank 0 takes longer than the segment it hides behind"
-            return reason, f"sharing it among the collectors; {remedy}"
-        batches = len(batch_sizes(-(-c.dataset.steps // self._costs.horizon), c.dataset.copies))
-        limit, remedy = _LIMITS[worst]
-        return limit, remedy.format(batches=batches)
+            return reason, f"sharing it among the collectors; {fewer}"
+        return _LIMITS[worst]
+
+    def _more_collectors(self, batches: Sequence[int], copies: str) -> str:
+        if self._layout.n_collectors < len(batches):
+            return f"more collectors, up to the {len(batches)} batches"
+        return f"smaller batches ({copies}) on more collectors"
