@@ -213,7 +213,9 @@ def test_a_rank_that_fails_alone_at_the_start_ends_the_job(command_line, broken)
 def test_dry_run_prints_the_plan_and_writes_nothing(command_line):
     result = command_line("--env", "warehouse", "--agents", "9", "--dry-run", *SMALL, ranks=3)
     assert result.returncode == 0, result.stderr
-    for text in ("border: scripted", "keeps what the interface promises", "3 ranks: rank 0", "memory:", "time: about"):
+    plan = ("border: scripted", "keeps what the interface promises", "3 ranks: rank 0", "memory:", "time: about")
+    phases = ("collecting datasets", "AIP training", "updates of the largest block", "evaluation")
+    for text in (*plan, *phases, "of the time of all cores is learning", "what limits:"):
         assert text in result.stdout
     assert list(command_line.folder.iterdir()) == []
 
