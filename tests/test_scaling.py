@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from conftest import SMALL, TESTS, tool
+from conftest import SMALL, TESTS, tool, without_packages
 
 from dials_mpi.algorithms.estimate import phase_lines
 from dials_mpi.algorithms.plan import plan
@@ -235,6 +235,14 @@ def test_the_table_has_every_combination_and_says_what_is_extrapolated(tmp_path)
     text = tool("scaling_model.py", *arguments)
     assert "* extrapolated: joint steps of 4 agents from 1 to 1" in text.stdout
     assert text.stdout.count("what limits first: ") == len(found["cluster"])
+
+
+def test_predicting_from_written_costs_needs_neither_torch_nor_mpi(tmp_path):
+    path = without_packages(tmp_path, "torch", "mpi4py")
+    arguments = ["--env=warehouse", "--costs", small_costs(tmp_path), *settings_of(SMALL)]
+    result = tool("scaling_model.py", *arguments, PYTHONPATH=path)
+    assert result.returncode == 0, result.stderr
+    assert "agent-steps/s" in result.stdout
 
 
 def test_check_compares_every_phase_of_a_run(small_run, tmp_path):
