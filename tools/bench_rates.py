@@ -5,9 +5,10 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from dials_mpi.parallel.threads import one_thread
+from dials_mpi.parallel.threads import keep_freed_memory, one_thread
 
 one_thread(os.environ)
+keep_freed_memory()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

@@ -33,7 +33,9 @@ from dials_mpi.streams import stream, streams
 
 _SECONDS = 0.5
 """For which short work is repeated; the quickest time counts, as others may use the machine, too."""
-_MOST_UPDATES = 10
+_MOST_UPDATES, _FEWEST_UPDATES = 10, 2
+_LEARNING_SECONDS = 10.0
+"""For which updates are repeated, but for the fewest: those of a hundred traffic lights on one rank take as long each."""
 _MOST_EPISODES = 40
 """Of the dataset on which AIP training is timed."""
 _EPOCHS = 5
@@ -164,8 +166,9 @@ def _block(dials, c: Configuration, domain: Domain, size: int, seen: Path) -> tu
         datasets = sum(array.nbytes for array in dataset.arrays().values()) / MIB
         training = _seconds(lambda: train(predictor, dataset, c.dataset.test_fraction, permutations))
         found["epoch"] = training / (_EPOCHS * episodes)
-    learners.learn(0, range(1), Means())  # warm up
-    updates = range(min(updates_per_unit(c, domain.horizon), _MOST_UPDATES))
+    first = _seconds(lambda: learners.learn(0, range(1), Means()))
+    most = max(_FEWEST_UPDATES, min(_MOST_UPDATES, int(_LEARNING_SECONDS / first)))
+    updates = range(min(updates_per_unit(c, domain.horizon), most))
     found["learn"] = _quickest(lambda: learners.learn(0, updates, Means())) / len(updates)
     learners.close()
     return found, datasets

@@ -22,7 +22,9 @@ def device_of_rank(comm, kind: str) -> str:
     import torch
     from mpi4py import MPI
 
-    machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    from dials_mpi.parallel.shared_rows import ranks_of_this_machine
+
+    machine = ranks_of_this_machine(comm)
     local_rank = machine.rank
     machine.Free()
     mine = torch.cuda.device_count() if torch.cuda.is_available() else 0
