@@ -35,7 +35,7 @@ _SECONDS = 0.5
 """For which short work is repeated; the quickest time counts, as others may use the machine, too."""
 _MOST_UPDATES, _FEWEST_UPDATES = 10, 2
 _LEARNING_SECONDS = 10.0
-"""For which updates are repeated, but for the fewest: those of a hundred traffic lights on one rank take as long each."""
+"""For which updates are repeated, the fewest apart: one of a hundred traffic lights on one rank takes as long."""
 _MOST_EPISODES = 40
 """Of the dataset on which AIP training is timed."""
 _EPOCHS = 5
