@@ -37,6 +37,12 @@ class NetworkSettings(Settings):
         return self
 
 
+class PolicySettings(NetworkSettings):
+    initial_logits: tuple[float, ...] | None = Field(
+        None, description="of the actions, one each, before anything is learned; null: all alike"
+    )
+
+
 class DatasetSettings(Settings):
     steps: int = Field(10_000, ge=1, description="joint steps on the GS per retraining, rounded up to whole episodes")
     copies: int = Field(10, ge=1, description="episodes per batch, in copies of the GS side by side")
@@ -161,7 +167,7 @@ class Configuration(Settings):
     domain: SerializeAsAny[DomainSettings] = DomainSettings()
     dataset: DatasetSettings = DatasetSettings()
     predictor: PredictorSettings = PredictorSettings()
-    policy: NetworkSettings = NetworkSettings()
+    policy: PolicySettings = PolicySettings()
     ppo: PPOSettings = PPOSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -301,6 +301,11 @@ def _check_together(configuration: Configuration, domain: Domain) -> None:
     """What neither the configuration nor the domain can see alone."""
     if configuration.log.tensorboard:
         check_installed()
+    logits = configuration.policy.initial_logits
+    if logits is not None and len(logits) != domain.n_actions:
+        raise UserError(
+            f"policy.initial_logits: {len(logits)} numbers for {domain.n_actions} actions; give one for each action"
+        )
     if configuration.mode == "gs":
         return
     if domain.influence is None:

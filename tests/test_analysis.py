@@ -7,7 +7,7 @@ import pytest
 import tabular
 import torch
 
-from dials_mpi.config import NetworkSettings, PredictorSettings
+from dials_mpi.config import PolicySettings, PredictorSettings
 from dials_mpi.influence import bounds
 from dials_mpi.influence.analysis import (
     autocorrelation,
@@ -106,7 +106,7 @@ def domain():
 @pytest.fixture(scope="module")
 def policy(domain):
     """Two agents that act by what they see, each in its own way."""
-    made = Policy(range(2), domain.observation_size, 2, NetworkSettings(recurrent_size=0, hidden_sizes=(16,)), 3)
+    made = Policy(range(2), domain.observation_size, 2, PolicySettings(recurrent_size=0, hidden_sizes=(16,)), 3)
     made.parameters.mul_(1.5)
     generator = torch.Generator().manual_seed(0)
     made.parameters.add_(0.5 * torch.randn(made.parameters.shape, generator=generator))

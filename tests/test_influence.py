@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dials_mpi.algorithms.evaluation import evaluate_policy
-from dials_mpi.config import NetworkSettings, PredictorSettings, resolve
+from dials_mpi.config import PolicySettings, PredictorSettings, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, dataset_batches
@@ -145,7 +145,7 @@ def test_augmented_simulator_wipes_the_predictors_memory_between_episodes():
 def test_collected_rows_pair_the_state_before_a_step_with_the_sources_of_that_step():
     """Replayed in the LS, a dataset's sources and actions lead from each of its local states to the next."""
     domain = Warehouse(4, WarehouseSettings(item_probability=0.0))
-    policy = Policy(range(4), 37, 4, NetworkSettings(hidden_sizes=(8,)), seed=0)
+    policy = Policy(range(4), 37, 4, PolicySettings(hidden_sizes=(8,)), seed=0)
     data, _ = collect(JointEpisodes(domain, policy, seed=0, step=0), 0, range(3))
     ls = domain.local_simulator(range(4), 3)
     ls.seed(streams(0, "train/simulator", range(4)))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from ring import Ring
 
-from dials_mpi.config import NetworkSettings, PPOSettings
+from dials_mpi.config import PolicySettings, PPOSettings
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO, STATISTICS, episode_starts, generalised_advantages
 from dials_mpi.learning.rollout import Actor, Rollout, sample
@@ -22,7 +22,7 @@ def acting(n_agents=2, seed=0, recurrent=8, agents=None, device="cpu", **ppo):
     )
     domain = Ring(n_agents, DomainSettings())
     agents = range(n_agents) if agents is None else agents
-    policy = Policy(agents, 2, 2, NetworkSettings(recurrent_size=recurrent, hidden_sizes=(16,)), seed, device)
+    policy = Policy(agents, 2, 2, PolicySettings(recurrent_size=recurrent, hidden_sizes=(16,)), seed, device)
     simulator = domain.global_simulator(settings.copies)
     simulator.seed(streams(seed, "train/simulator", range(settings.copies)))
     actor = Actor(policy, simulator, settings.copies, domain.horizon, Clock())
@@ -94,7 +94,7 @@ def test_first_update_sees_no_difference_to_the_policy_that_acted(device):
 def test_agents_are_updated_as_if_each_were_alone():
     settings, policy, actor, learner, rollout = acting(n_agents=3, epochs=3)
     actor.collect(rollout, 10)
-    single = Policy([2], 2, 2, NetworkSettings(recurrent_size=8, hidden_sizes=(16,)), 0)
+    single = Policy([2], 2, 2, PolicySettings(recurrent_size=8, hidden_sizes=(16,)), 0)
     assert torch.equal(single.parameters[0], policy.parameters[2])
     learner.update(rollout, 0, 0.0, np.random.default_rng(5))
     alone = Rollout(**{name: torch.from_numpy(array[2:]) for name, array in rollout.arrays().items()})

@@ -35,6 +35,7 @@ class StackedNetwork:
             they are left as they are.
         head_gains: (width, gain) pairs: parts of the head and the gains of their initial weights. Default: one part
             with gain 1.
+        head_biases: initial biases of the head, one per output. Default: zeros.
         device: where it computes. Initial parameters are drawn on the CPU, so they are the same everywhere.
         parameters: [A, P] float32 to be used as they are; None: zeros.
     """
@@ -48,6 +49,7 @@ class StackedNetwork:
         activation: str,
         seeds: Sequence[int | None],
         head_gains: Sequence[tuple[int, float]] | None = None,
+        head_biases: Sequence[float] | None = None,
         device: torch.device | str = "cpu",
         parameters: Tensor | None = None,
     ):
@@ -76,7 +78,7 @@ class StackedNetwork:
         """[A, P] float32, of the last `backward`."""
         self._views = {name: view.detach().requires_grad_() for name, view in self._by_name(self.parameters).items()}
         self._gradient_views = list(self._by_name(self.gradients).values())
-        self._initialise(seeds, head_gains or [(output_size, 1.0)])
+        self._initialise(seeds, head_gains or [(output_size, 1.0)], head_biases or [0.0] * output_size)
 
     def arrays_of(self, row: int) -> dict[str, np.ndarray]:
         """One agent's parameters by name, in their shapes, float32."""
@@ -132,8 +134,10 @@ class StackedNetwork:
         }
 
     @torch.no_grad()
-    def _initialise(self, seeds: Sequence[int | None], head_gains: Sequence[tuple[int, float]]) -> None:
-        """Orthogonal weights, zero biases."""
+    def _initialise(
+        self, seeds: Sequence[int | None], head_gains: Sequence[tuple[int, float]], head_biases: Sequence[float]
+    ) -> None:
+        """Orthogonal weights, zero biases but for the head's."""
         hidden_gain = torch.nn.init.calculate_gain("relu" if self._activation is torch.relu else "tanh")
         for agent, seed in enumerate(seeds):
             if seed is None:
@@ -149,6 +153,7 @@ class StackedNetwork:
                         orthogonal(gate, 1.0)
             for i in range(self._layers - 1):
                 orthogonal(self._views[f"layer{i}.weight"][agent], hidden_gain)
+            self._views[f"layer{self._layers - 1}.bias"][agent] = torch.tensor(head_biases)
             head = self._views[f"layer{self._layers - 1}.weight"][agent]
             widths, gains = zip(*head_gains, strict=True)
             for part, gain in zip(head.split(widths, dim=1), gains, strict=True):

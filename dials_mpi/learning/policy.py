@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dials_mpi.config import NetworkSettings
+from dials_mpi.config import PolicySettings
 from dials_mpi.learning.networks import StackedNetwork
 from dials_mpi.streams import torch_seed
 
@@ -16,7 +16,7 @@ class Policy:
     Args:
         agents: agent ids, whose streams initialise the parameters.
         observation_size, n_actions: O and the number of actions of the domain.
-        settings: sizes and activation.
+        settings: the `policy:` section of the configuration.
         seed: the run's seed; None: the parameters are not initialised.
         device: where it computes.
         parameters: [A, P] float32 to be used as they are; None: memory of their own.
@@ -27,13 +27,13 @@ class Policy:
         agents: Sequence[int],
         observation_size: int,
         n_actions: int,
-        settings: NetworkSettings,
+        settings: PolicySettings,
         seed: int | None,
         device: torch.device | str = "cpu",
         parameters: Tensor | None = None,
     ):
         self.n_actions = n_actions
-        # A small gain makes the first policies nearly uniform; the critic's head keeps the usual one.
+        # A small gain makes the first policies nearly the same in every state; the critic's head keeps the usual one.
         self.network = StackedNetwork(
             observation_size,
             settings.recurrent_size,
@@ -42,6 +42,7 @@ class Policy:
             settings.activation,
             [None if seed is None else torch_seed(seed, "policy/initialise", agent) for agent in agents],
             head_gains=[(n_actions, 0.01), (1, 1.0)],
+            head_biases=[*(settings.initial_logits or [0.0] * n_actions), 0.0],
             device=device,
             parameters=parameters,
         )
