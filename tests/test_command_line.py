@@ -58,6 +58,10 @@ def test_help_imports_neither_torch_nor_mpi(command_line):
         (["--env", "warehouse", "--set", "ppo.learning_rate=-1"], "ppo.learning_rate: -1: Input should be greater"),
         (["--env", "warehouse", "--set", "dataset.steps=100"], "dataset.steps: 100 is one episode of 100 steps"),
         (["--env", "ring:Forgetful"], "domain ring: LocalSimulator: the same seeds give another episode"),
+        (
+            ["--env", "warehouse", "--set", "policy.initial_logits=[1, 0]"],
+            "policy.initial_logits: 2 numbers for 4 actions",
+        ),
         (["--env", "warehouse", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["--env", "warehouse", "--step", "10"], "unrecognized arguments: --step 10"),
         (["--env", "ring:Incomplete"], "env: 'ring:Incomplete': Incomplete lacks local_simulator"),

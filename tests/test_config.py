@@ -49,6 +49,7 @@ def test_paper_configuration_of_traffic_has_the_published_values():
     c = resolve([(str(file), load_yaml(file))], 4)
     assert (c.steps, c.predictor.interval, c.dataset.steps) == (4_000_000, 1_000_000, 10_000)
     assert (c.policy.recurrent_size, c.policy.hidden_sizes, c.policy.activation) == (0, (256, 128), "relu")
+    assert c.policy.initial_logits is None
     predictor = c.predictor
     assert (predictor.recurrent_size, predictor.hidden_sizes, predictor.activation) == (0, (128,), "relu")
     assert (predictor.learning_rate, predictor.minibatch_size, predictor.epochs) == (1e-4, 120, 100)

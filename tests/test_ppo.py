@@ -31,6 +31,16 @@ def acting(n_agents=2, seed=0, recurrent=8, agents=None, device="cpu", **ppo):
     return settings, policy, actor, PPO(policy, settings, domain.horizon), rollout
 
 
+@pytest.mark.parametrize("recurrent", [0, 8])
+def test_first_policies_choose_by_the_initial_logits_in_every_state(recurrent):
+    settings = PolicySettings(recurrent_size=recurrent, hidden_sizes=(16,), initial_logits=(2.0, 0.0, -1.0))
+    policy = Policy(range(3), 5, 3, settings, seed=0)
+    observations = torch.rand(3, 50, 5, generator=torch.Generator().manual_seed(0))
+    logits, _, _ = policy.step(observations, policy.initial_state(50))
+    expected = torch.softmax(torch.tensor([2.0, 0.0, -1.0]), dim=0).expand(3, 50, 3)
+    torch.testing.assert_close(torch.softmax(logits, dim=-1), expected, atol=0.01, rtol=0)
+
+
 @pytest.mark.parametrize("first_step", [0, 3, 9])
 def test_advantages_equal_the_textbook_recursion(first_step):
     generator = torch.Generator().manual_seed(0)
