@@ -239,7 +239,8 @@ def test_the_table_has_every_combination_and_says_what_is_extrapolated(tmp_path)
 
 def test_predicting_from_written_costs_needs_neither_torch_nor_mpi(tmp_path):
     path = without_packages(tmp_path, "torch", "mpi4py")
-    arguments = ["--env=warehouse", "--costs", small_costs(tmp_path), *settings_of(SMALL)]
+    (tmp_path / "mine.yaml").write_text("env: warehouse\n")
+    arguments = ["--config", tmp_path / "mine.yaml", "--costs", small_costs(tmp_path), *settings_of(SMALL)]
     result = tool("scaling_model.py", *arguments, PYTHONPATH=path)
     assert result.returncode == 0, result.stderr
     assert "agent-steps/s" in result.stdout

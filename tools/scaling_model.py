@@ -90,7 +90,7 @@ def parser() -> Parser:
 def work(arguments: argparse.Namespace) -> None:
     if arguments.check:
         result = check(arguments)
-    elif arguments.env is None:
+    elif not (arguments.env or arguments.config):
         raise UserError(f"--env: no domain given; try --env {' or --env '.join(BUILT_IN)}, or --check RUN")
     else:
         result = tables(arguments)
