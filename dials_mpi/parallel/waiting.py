@@ -25,4 +25,4 @@ def wait(request, longest_pause: float = LONGEST_PAUSE, meanwhile: Callable[[], 
         if meanwhile:
             meanwhile()
         time.sleep(pause)
-        pause = min(1.5 * pause, longest_pause)
+        pause = min(2 * pause, longest_pause)
