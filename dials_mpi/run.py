@@ -15,7 +15,7 @@ from dials_mpi.errors import UserError
 from dials_mpi.parallel.devices import device_of_rank
 from dials_mpi.parallel.failure import AbortOnException
 from dials_mpi.parallel.layout import Layout, choose_layout
-from dials_mpi.parallel.waiting import wait
+from dials_mpi.parallel.waiting import barrier
 from dials_mpi.runs.checkpoint import clear_after, newest_whole
 from dials_mpi.runs.clock import Clock, format_summary
 from dials_mpi.runs.directory import RunDirectory, lock, read_facts, record_failure
@@ -116,7 +116,7 @@ def _work(
     if summary:
         print(format_summary(summary))
         print(f"results in {directory.path}", flush=True)
-    wait(comm.Ibarrier())  # a launcher may end who is left some time after the first one has gone: not rank 0, writing
+    barrier(comm)  # a launcher may end who is left some time after the first one has gone: not rank 0, writing
     return code
 
 
@@ -144,7 +144,7 @@ def _check_datasets(path: Path, configuration: Configuration, rounds: int) -> No
 def _cores(comm) -> int:
     """Cores that the ranks of `comm` may use together, on all their machines."""
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    wait(comm.Ibarrier())
+    barrier(comm)
     return len({(host, core) for host, cores in comm.allgather((platform.node(), list(mine))) for core in cores})
 
 
@@ -223,7 +223,7 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
             outcome = error
         except _NothingToDo:
             pass
-    wait(comm.Ibarrier())  # polite, while rank 0 reads and the others are still starting
+    barrier(comm)  # polite, while rank 0 reads and the others are still starting
     outcome = comm.bcast(outcome, root=0)
     return outcome if outcome is None or isinstance(outcome, UserError) else (*outcome, directory)
 
@@ -329,4 +329,4 @@ def _dry_run(comm, configuration: Configuration, domain: Domain, layout: Layout,
         print(configuration.to_yaml())
         print(f"domain {domain.name}: keeps what the interface promises")
         print(estimate(configuration, domain, layout, cores), flush=True)
-    wait(comm.Ibarrier())
+    barrier(comm)

@@ -1,7 +1,7 @@
 """Where a rank computes: on its core, or on one of its machine's GPUs."""
 
 from dials_mpi.errors import UserError
-from dials_mpi.parallel.waiting import wait
+from dials_mpi.parallel.waiting import barrier
 
 
 def device_of_rank(comm, kind: str) -> str:
@@ -28,7 +28,7 @@ def device_of_rank(comm, kind: str) -> str:
     local_rank = machine.rank
     machine.Free()
     mine = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    wait(comm.Ibarrier())
+    barrier(comm)
     lacking = sorted({host for host, count in comm.allgather((MPI.Get_processor_name(), mine)) if not count})
     if lacking:
         raise UserError(

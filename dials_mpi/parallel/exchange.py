@@ -12,12 +12,11 @@ import numpy as np
 from mpi4py import MPI
 
 from dials_mpi.parallel.layout import Layout
-from dials_mpi.parallel.waiting import wait
+from dials_mpi.parallel.waiting import barrier, wait
 
 _TRANSFER_PAUSE = 100e-6  # seconds; everybody is there, and large messages need many looks to get through
 _PROGRESS_SECONDS = 1.0
 _PROGRESS_TAG = 1
-_BARRIER_TAG = 2
 _REPORTER = 1  # the rank whose progress stands for all
 _NO_MORE_PROGRESS = -1
 
@@ -47,22 +46,9 @@ class Exchange:
         """On rank 0: called with the last progress posted, while it waits for the owners."""
 
     def barrier(self) -> None:
-        """Waits for all ranks.
-
-        They report to rank 0, which lets them go: two messages one after the other, where MPI's own barrier passes on a
-        number of them that grows with the ranks, each only when a rank that sleeps looks again.
-        """
-        comm, nothing = self._comm, np.empty(0, np.uint8)
+        """Waits for all ranks."""
         with self._clock("wait"):
-            if comm.rank:
-                wait(comm.Isend(nothing, dest=0, tag=_BARRIER_TAG))
-                wait(comm.Irecv(nothing, source=0, tag=_BARRIER_TAG))
-                return
-            arrivals = [comm.Irecv(nothing, source=rank, tag=_BARRIER_TAG) for rank in self._ranks[1:]]
-            for arrival in arrivals:
-                wait(arrival, meanwhile=self._receive_progress if self._receives_progress else None)
-            for release in [comm.Isend(nothing, dest=rank, tag=_BARRIER_TAG) for rank in self._ranks[1:]]:
-                wait(release)
+            barrier(self._comm, meanwhile=self._receive_progress if self._receives_progress else None)
 
     def post_progress(self, progress: int) -> None:
         """Owners tell how far they are; the first one's word goes to rank 0, about once a second, without waiting."""

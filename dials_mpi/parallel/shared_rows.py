@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from mpi4py import MPI
 
-from dials_mpi.parallel.waiting import wait
+from dials_mpi.parallel.waiting import barrier
 
 
 def ranks_of_this_machine(comm: MPI.Comm) -> MPI.Comm:
@@ -48,14 +48,14 @@ class SharedRows:
         """Readers wait for the host to have filled in `rows`, and then see them."""
         if self._window:
             self._window.Sync()
-            wait(self._readers.Ibarrier())
+            barrier(self._readers)
             self._window.Sync()
 
     def close(self) -> None:
         """Gives the memory back: nobody may look at `rows` any more."""
         self.rows = None
         if self._window:
-            wait(self._readers.Ibarrier())
+            barrier(self._readers)
             self._window.Unlock_all()
             self._window.Free()
             self._window = None

@@ -7,6 +7,7 @@ non-blocking operations and sleeps between looks.
 import time
 from collections.abc import Callable
 
+_BARRIER_TAG = 2
 SHORTEST_PAUSE = 20e-6
 LONGEST_PAUSE = 10e-3
 """Seconds. A look costs some 50 µs, so a long wait costs half a per cent of a core."""
@@ -26,3 +27,25 @@ def wait(request, longest_pause: float = LONGEST_PAUSE, meanwhile: Callable[[], 
             meanwhile()
         time.sleep(pause)
         pause = min(2 * pause, longest_pause)
+
+
+def barrier(comm, meanwhile: Callable[[], None] | None = None) -> None:
+    """Returns when all ranks of `comm` have called it.
+
+    They report to rank 0, which lets them go: two messages one after the other, where MPI's own barrier passes on a
+    number of them that grows with the ranks, each only when a rank that sleeps looks again.
+
+    Args:
+        comm: an intracommunicator, with no other messages of tag 2.
+        meanwhile: as of `wait`; called on rank 0 alone.
+    """
+    nothing = bytearray()
+    if comm.rank:
+        wait(comm.Isend(nothing, dest=0, tag=_BARRIER_TAG))
+        wait(comm.Irecv(nothing, source=0, tag=_BARRIER_TAG))
+        return
+    others = range(1, comm.size)
+    for arrival in [comm.Irecv(nothing, source=rank, tag=_BARRIER_TAG) for rank in others]:
+        wait(arrival, meanwhile=meanwhile)
+    for release in [comm.Isend(nothing, dest=rank, tag=_BARRIER_TAG) for rank in others]:
+        wait(release)
