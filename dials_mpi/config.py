@@ -41,6 +41,11 @@ class PolicySettings(NetworkSettings):
     initial_logits: tuple[float, ...] | None = Field(
         None, description="of the actions, one each, before anything is learned; null: all alike"
     )
+    gradient_precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of the factors in the backward pass's matrix products; bfloat16 is faster for GRUs of 128 and "
+        "more, on processors that compute with it, and slow on others",
+    )
 
 
 class DatasetSettings(Settings):

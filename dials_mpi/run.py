@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import linecache
 import os
 import platform
 import sys
@@ -85,6 +86,7 @@ def _work(
 
         import torch
 
+        linecache.clearcache()  # torch leaves sources of its own there, 2 MiB
         from dials_mpi.algorithms.checkpointing import Resumed
         from dials_mpi.algorithms.modes import BY_MODE
         from dials_mpi.algorithms.session import Record, Session

@@ -18,6 +18,7 @@ import bench_rates
 
 LEARNING = ("simulate", "act", "ppo_update")
 ONE_AND_FOUR = ("1 agent", "4 agents")
+PUBLISHED_NETWORK = (", published network", ", published network, bfloat16 gradients")
 
 
 def with_more(names, *more):
@@ -28,7 +29,7 @@ PROMISED = {
     "warehouse-learner": with_more(
         [
             "IALS + PPO, single copy, 1 agent",
-            *(f"IALS + PPO{what}, {n}" for what in ("", ", published network") for n in ONE_AND_FOUR),
+            *(f"IALS + PPO{what}, {n}" for what in ("", *PUBLISHED_NETWORK) for n in ONE_AND_FOUR),
         ],
         *LEARNING,
     ),
@@ -57,7 +58,9 @@ PROMISED = {
     "traffic-weak-scaling": {"2 ranks", "2 ranks, by CPU time"}
     | with_more(["3 ranks", "3 ranks, by CPU time"], "to 2 ranks"),
     "start-up": {"warehouse, 2 ranks", "traffic, 2 ranks"},
-    "memory": {f"{env}, 1 agent: {kind}" for env in ("warehouse", "traffic") for kind in ("private", "resident")},
+    "memory": {
+        f"{env}, 1 agent per rank: {kind}" for env in ("warehouse", "traffic") for kind in ("private", "resident")
+    },
     "checkpoint": with_more(
         [f"4 {env} agents" for env in ("warehouse", "traffic")],
         "size",

@@ -1,12 +1,16 @@
 """Agent-stacked networks: the same numbers as torch's own layers, and no agent feels another."""
 
+from typing import get_args
+
 import pytest
 import torch
 
+from dials_mpi.config import PolicySettings
 from dials_mpi.learning.networks import StackedNetwork
 from dials_mpi.learning.optimiser import Adam
 
 A, L, S, D, H = 3, 7, 5, 11, 16
+PRECISIONS = get_args(PolicySettings.model_fields["gradient_precision"].annotation)
 
 
 def network(seeds, recurrent=H, hidden=(8,), activation="tanh", device="cpu") -> StackedNetwork:
@@ -82,10 +86,13 @@ def test_unrolled_equals_step_by_step(recurrent, device):
 
 @pytest.mark.parametrize("recurrent", [0, 64])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_an_agent_computes_and_learns_the_same_bits_alone_or_stacked(recurrent, activation):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_agent_computes_and_learns_the_same_bits_alone_or_stacked(recurrent, activation, precision):
     """Layout invariance rests on this: not close, equal."""
     seeds = [7, 8, 9, 10, 11]
-    stacked, alone = (StackedNetwork(37, recurrent, [64], 5, activation, s) for s in (seeds, seeds[3:4]))
+    stacked, alone = (
+        StackedNetwork(37, recurrent, [64], 5, activation, s, gradient_precision=precision) for s in (seeds, seeds[3:4])
+    )
     optimisers = Adam(stacked), Adam(alone)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -94,6 +101,24 @@ def test_an_agent_computes_and_learns_the_same_bits_alone_or_stacked(recurrent, 
             net.backward(net.unroll(x, net.initial_state(8)).square().mean(dim=(1, 2, 3)).sum())
             optimiser.step(1e-2, max_gradient_norm=0.5)
     assert torch.equal(stacked.parameters[3], alone.parameters[0])
+
+
+@pytest.mark.parametrize("recurrent", [0, H])
+def test_gradients_of_half_precision_point_the_same_way_and_outputs_are_the_same(recurrent):
+    full, half = (
+        StackedNetwork(D, recurrent, (8,), 4, "tanh", range(A), gradient_precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    features = torch.randn(A, L, S, D, generator=torch.Generator().manual_seed(0))
+    outputs = [net.unroll(features, net.initial_state(S)) for net in (full, half)]
+    assert torch.equal(*outputs)
+    for net, out in zip((full, half), outputs, strict=True):
+        net.backward(out.square().sum())
+    assert half.gradients.dtype == torch.float32
+    assert not torch.equal(full.gradients, half.gradients)
+    for agent in range(A):
+        error = (half.gradients[agent] - full.gradients[agent]).norm() / full.gradients[agent].norm()
+        assert error < 0.01  # a factor has 8 significant bits
 
 
 def test_no_agents_is_a_size_like_any_other():

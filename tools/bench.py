@@ -58,7 +58,9 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "warehouse-learner": Part("bench_rates", 75, 5, "IALS + PPO, 1 to 50 agents on a rank; with the published network"),
+    "warehouse-learner": Part(
+        "bench_rates", 100, 5, "IALS + PPO, 1 to 50 agents on a rank; with the published network"
+    ),
     "traffic-learner": Part("bench_rates", 30, 5, "IALS + PPO, 1 to 25 agents on a rank; SUMO's share"),
     "warehouse-simulators": Part("bench_rates", 20, 5, "local simulator and IALS without learning"),
     "traffic-simulators": Part("bench_rates", 50, 5, "1 to 200 tiles over libsumo; IALS without learning"),
@@ -71,7 +73,7 @@ PARTS = {
     "warehouse-weak-scaling": Part("bench_runs", 90, 1, "2 to 26 ranks, one agent each: speed, and what waiting costs"),
     "traffic-weak-scaling": Part("bench_runs", 90, 1, "2 to 26 ranks, one agent each: speed, and what waiting costs"),
     "start-up": Part("bench_runs", 100, 1, "of 2 and 26 ranks"),
-    "memory": Part("bench_runs", 60, 3, "of a rank that trains one agent"),
+    "memory": Part("bench_runs", 60, 3, "of a rank that trains one agent, in the default layout"),
     "checkpoint": Part("bench_runs", 20, 1, "seconds and bytes, 4 to 100 agents on three ranks"),
     "warehouse-training": Part("bench_runs", 300, 1, "core-seconds to the published final return", long=True),
     "traffic-training": Part("bench_runs", 300, 1, "core-seconds to the published final return", long=True),

@@ -48,11 +48,16 @@ def warehouse_learner(options: Options, stack: ExitStack) -> list[Measurement]:
 
     paper = load_yaml(Path(__file__).parents[1] / "configs" / "warehouse_paper.yaml")
     published = {"policy": paper["policy"], "ppo": {"epochs": paper["ppo"]["epochs"]}}
+    half = {"policy": {"gradient_precision": "bfloat16"}}
     targets = {1: 30_000.0, 25: 80_000.0}
     return [
         block(1, ", single copy", None, _single_copy("warehouse")),
         *(block(n, "", targets.get(n)) for n in options.sizes(1, 4, 10, 25, 50)),
-        *(block(n, ", published network", 12_000.0, published) for n in options.sizes(1, 4, 25)),
+        *(block(n, ", published network", None, published) for n in options.sizes(1, 4, 25)),
+        *(
+            block(n, ", published network, bfloat16 gradients", 12_000.0, published, half)
+            for n in options.sizes(1, 4, 25)
+        ),
     ]
 
 

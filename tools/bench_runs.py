@@ -102,15 +102,19 @@ def aip_round(options: Options, stack: ExitStack) -> list[Measurement]:
 
 
 def memory(options: Options, stack: ExitStack) -> list[Measurement]:
-    """Of a rank that trains one agent: AIP training, then learning."""
+    """The largest of four ranks that train one agent each: AIP training, then learning.
+
+    The default layout, and not a run of one agent: what the rank beside it does not run, the code of the learner, would
+    count as private, where on a node with more agents it is shared.
+    """
     if not Path("/proc/self/smaps_rollup").exists():
         options.notes.append("memory: this system has no /proc/PID/smaps_rollup, which tells private memory")
         return []
     measurements = []
     for env, published in (("warehouse", 369.0), ("traffic", 457.0)):
         figures = [
-            Figure(f"{env}, 1 agent: private", "MiB", None, 170.0, "lower"),
-            Figure(f"{env}, 1 agent: resident", "MiB", published, better="lower"),
+            Figure(f"{env}, 1 agent per rank: private", "MiB", None, 170.0, "lower"),
+            Figure(f"{env}, 1 agent per rank: resident", "MiB", published, better="lower"),
         ]
 
         def once(env=env, figures=figures):
@@ -122,8 +126,8 @@ def memory(options: Options, stack: ExitStack) -> list[Measurement]:
                         largest[:] = map(max, largest, _memory(process))
 
             steps = options.stretched(_MEMORY_STEPS)
-            arguments = [f"--env={env}", "--agents=1", "--set=predictor.epochs=3", *_short(steps)]
-            run_package(options, 2, arguments, watch)
+            arguments = [f"--env={env}", "--set=predictor.epochs=3", *_short(steps)]
+            run_package(options, 5, arguments, watch)
             return zip((figure.name for figure in figures), largest, strict=True)
 
         measurements.append(Measurement(figures, once))

@@ -4,6 +4,8 @@ Not `torch.optim.Adam`: its first step imports torch's compiler, 75 MiB and 1.5 
 operations on one flat tensor; and its gradient clipping would mix the agents.
 """
 
+import math
+
 import torch
 
 from dials_mpi.learning.networks import StackedNetwork
@@ -40,7 +42,9 @@ class Adam:
         steps = int(self.steps[0])
         self.first_moment.lerp_(gradients, 1 - _BETA1)
         self.second_moment.mul_(_BETA2).addcmul_(gradients, gradients, value=1 - _BETA2)
-        denominator = (self.second_moment / (1 - _BETA2**steps)).sqrt_().add_(_EPSILON)
-        scale = -learning_rate / (1 - _BETA1**steps)
+        # The bias correction of the second moment goes into the scale and ε: one pass less over all parameters.
+        correction = math.sqrt(1 - _BETA2**steps)
+        denominator = self.second_moment.sqrt().add_(_EPSILON * correction)
+        scale = -learning_rate * correction / (1 - _BETA1**steps)
         self._network.parameters.addcdiv_(self.first_moment, denominator, value=scale)
         return norms

@@ -45,6 +45,7 @@ class Policy:
             head_biases=[*(settings.initial_logits or [0.0] * n_actions), 0.0],
             device=device,
             parameters=parameters,
+            gradient_precision=settings.gradient_precision,
         )
 
     @property

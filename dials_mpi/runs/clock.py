@@ -24,6 +24,9 @@ PHASES = (
 STAGES = ("start", "collect", "aip_training", "learn", "evaluate", "end")
 """What all ranks are about together: a wait is for the slowest of them at this."""
 
+_LONG_WAIT = 1.0
+"""Seconds in a run; the CPU use of a rank that waited less says nothing, its few waits being short ones."""
+
 
 class Clock:
     """Books wall time to phases: `with clock("act"): …`. A phase inside another one is not counted twice."""
@@ -96,6 +99,7 @@ def summarise(reports: np.ndarray, agent_steps: int, cores: int) -> dict:
     seconds, waits, rest = np.split(reports, [len(PHASES), len(PHASES) + len(STAGES)], axis=1)
     elapsed, waiting_cpu, memory = rest.T
     waited = seconds[:, PHASES.index("wait")]
+    patient = waited > _LONG_WAIT
     wall = float(elapsed.max())
     return {
         "wall_seconds": wall,
@@ -105,7 +109,7 @@ def summarise(reports: np.ndarray, agent_steps: int, cores: int) -> dict:
         "agent_steps_per_second_and_core": agent_steps / wall / cores,
         "phases": _mean_and_max(PHASES, seconds),
         "waiting": _mean_and_max(STAGES, waits),
-        "waiting_cpu_share": float((waiting_cpu / np.maximum(waited, 1e-9)).max()) if (waited > 1).any() else None,
+        "waiting_cpu_share": float((waiting_cpu[patient] / waited[patient]).max()) if patient.any() else None,
         "memory_mib_per_rank": [round(float(m), 1) for m in memory],
     }
 
