@@ -29,7 +29,8 @@ examples:
   python -m dials_mpi --env warehouse                           4 agents in one process
   mpirun -n 5 python -m dials_mpi --env warehouse               4 agents, each on a rank of its own
   mpirun -n 3 python -m dials_mpi --env warehouse --agents 25   25 agents on 2 ranks, beside the coordinator
-  mpirun -n 26 python -m dials_mpi --env traffic                25 traffic lights in SUMO
+  mpirun -n 5 python -m dials_mpi --env traffic                 4 traffic lights in SUMO
+  mpirun -n 26 python -m dials_mpi --config configs/traffic_large.yaml   25 of them, with the settings for many
   python -m dials_mpi --env warehouse --set ppo.learning_rate=1e-3 --set evaluation.episodes=100
   python -m dials_mpi --env my_package.my_module:MyDomain --agents 9
   mpirun -n 5 python -m dials_mpi --resume runs/NAME            goes on where runs/NAME was stopped

@@ -6,8 +6,6 @@ line. `resolve` merges and checks them; what comes out is complete and goes to `
 
 import difflib
 import functools
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,8 +41,8 @@ class PolicySettings(NetworkSettings):
     )
     gradient_precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="of the factors in the backward pass's matrix products; bfloat16 is faster for GRUs of 128 and "
-        "more, on processors that compute with it, and slow on others",
+        description="of matrix products in the backward pass; bfloat16 is faster for wide GRUs (published: 256) on "
+        "processors that compute with it, and slow on others",
     )
 
 
@@ -189,12 +187,6 @@ class Configuration(Settings):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def fixed_sha256(values: dict[str, Any]) -> str:
-    """SHA-256 of all that may not change in a run, from a configuration's values as they stand in its YAML file."""
-    fixed = {key: value for key, value in values.items() if key not in MAY_CHANGE}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def resolve(layers: list[tuple[str, dict[str, Any]]], default_agents: int) -> Configuration:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from dials_mpi import cli
 from dials_mpi.algorithms.plan import Segment, most_batches, plan
-from dials_mpi.config import MAY_CHANGE, Configuration, fixed_sha256, from_values, load_yaml, resolve
+from dials_mpi.config import MAY_CHANGE, Configuration, from_values, load_yaml, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.devices import device_of_rank
 from dials_mpi.parallel.failure import AbortOnException
 from dials_mpi.parallel.layout import Layout, choose_layout
 from dials_mpi.parallel.waiting import barrier
-from dials_mpi.runs.checkpoint import clear_after, newest_whole
+from dials_mpi.runs.checkpoint import MANIFEST, clear_after, newest_whole
 from dials_mpi.runs.clock import Clock, format_summary
 from dials_mpi.runs.directory import RunDirectory, lock, read_facts, record_failure
 from dials_mpi.runs.metrics import cut_back
@@ -177,12 +177,13 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
             layers = cli.layers(arguments)
             if run_path:
                 file = run_path / "config.yaml"
-                stored = [(str(file), load_yaml(file))]
-                if "env" not in stored[0][1]:
+                values = [(str(file), load_yaml(file))]
+                if "env" not in values[0][1]:
                     raise UserError(f"{file}: no configuration of a run: it has no env; restore it")
+                stored = resolve(values, defaults)
                 # With auto the command line stands for itself, as it did when the run was started.
-                configuration = resolve(layers if arguments.resume == "auto" else stored + layers, defaults)
-                refuse_changes(resolve(stored, defaults), configuration, run_path)
+                configuration = resolve(layers if arguments.resume == "auto" else values + layers, defaults)
+                refuse_changes(stored, configuration, run_path)
             else:
                 configuration = resolve(layers, defaults)
             domain = make_domain(configuration.env, configuration.agents, configuration.domain)
@@ -204,7 +205,7 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
                 }
                 if run_path:
                     held = lock(run_path, _PATIENCE if arguments.resume == "auto" else 0)
-                    resumed = _newest_checkpoint(run_path, stored[0][1])
+                    resumed = _newest_checkpoint(run_path, stored)
                     step, done = resumed[1].get("step", 0), resumed[1].get("updates", 0)
                     segments = plan(configuration, domain.horizon)
                     total = segments[-1].updates.stop
@@ -257,6 +258,12 @@ def resume_path(arguments: argparse.Namespace) -> Path | None:
 
 def refuse_changes(stored: Configuration, wanted: Configuration, path: Path) -> None:
     """Raises UserError with every setting that differs from the run's and must not."""
+    if changes := _changes(stored, wanted):
+        raise UserError(f"--resume: in {path} {changes}; a resumed run may change {', '.join(MAY_CHANGE)} only")
+
+
+def _changes(old: Configuration, new: Configuration) -> str:
+    """In words, what differs and must not in a resumed run; empty if nothing does."""
     changes = []
 
     def compare(old, new, key):
@@ -266,19 +273,16 @@ def refuse_changes(stored: Configuration, wanted: Configuration, path: Path) -> 
         elif old != new and key[0] not in MAY_CHANGE:
             changes.append(f"{'.'.join(key)} is {old}, not {new}")
 
-    compare(stored.model_dump(mode="json"), wanted.model_dump(mode="json"), [])
-    if changes:
-        raise UserError(
-            f"--resume: in {path} {'; '.join(changes)}; a resumed run may change {', '.join(MAY_CHANGE)} only"
-        )
+    compare(old.model_dump(mode="json"), new.model_dump(mode="json"), [])
+    return "; ".join(changes)
 
 
-def _newest_checkpoint(path: Path, stored: dict) -> tuple[str | None, dict]:
+def _newest_checkpoint(path: Path, stored: Configuration) -> tuple[str | None, dict]:
     """Path (None: go on from the beginning) and manifest of the checkpoint that a run goes on from.
 
     Args:
         path: the run directory.
-        stored: its configuration file's values.
+        stored: its configuration.
     """
     checkpoint, manifest, complaints = newest_whole(path / "checkpoints")
     for complaint in complaints:
@@ -292,10 +296,14 @@ def _newest_checkpoint(path: Path, stored: dict) -> tuple[str | None, dict]:
             f"--resume: {path} has no whole checkpoint: {complaints[0]}; start a new run, or "
             f"remove {path / 'checkpoints'} to begin this one again"
         )
-    if checkpoint and manifest["configuration_sha256"] != fixed_sha256(stored):
-        raise UserError(
-            f"--resume: {path / 'config.yaml'} is not what {checkpoint} was made with; restore it, or start a new run"
-        )
+    if checkpoint:
+        # Completed by this version's defaults, like the file: neither may know settings that are new.
+        made_with = resolve([(str(checkpoint / MANIFEST), manifest["configuration"])], stored.agents)
+        if changes := _changes(made_with, stored):
+            raise UserError(
+                f"--resume: {path / 'config.yaml'} is not what {checkpoint} was made with ({changes}); restore it, or "
+                "start a new run"
+            )
     return checkpoint and str(checkpoint.resolve()), manifest
 
 

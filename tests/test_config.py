@@ -177,7 +177,9 @@ def test_conformance_check_finds_a_broken_promise():
         check_domain(make_domain("ring:Forgetful", 3, domain_class("ring:Forgetful").Settings()))
 
 
-@pytest.mark.parametrize(("n_agents", "n_ranks"), [(4, 1), (4, 2), (4, 3), (4, 5), (25, 3), (25, 26), (100, 27)])
+@pytest.mark.parametrize(
+    ("n_agents", "n_ranks"), [(4, 1), (4, 2), (4, 3), (4, 5), (25, 3), *((100, n) for n in (2, 3, 5, 26, 101))]
+)
 def test_layout_gives_every_agent_one_owner_in_balanced_blocks(n_agents, n_ranks):
     layout = Layout(n_agents, n_ranks)
     owned = [list(layout.agents(rank)) for rank in range(n_ranks)]

@@ -196,6 +196,7 @@ RUNS = {
         "--env=warehouse", *SMALL, "--set=ppo.copies=3", "--set=ppo.minibatch_size=50",
         "--set=policy.recurrent_size=64",
     ],
+    "half precision": ["--env=warehouse", *SMALL, "--steps=800", "--set=policy.gradient_precision=bfloat16"],
     # Feed-forward networks and Bernoulli sources, in a domain of a user's own.
     "ring": [
         "--env=ring:Ring", "--steps=1600", "--set=ppo.copies=4", "--set=ppo.rollout_length=20",

@@ -8,6 +8,7 @@ import torch
 from dials_mpi.config import PolicySettings
 from dials_mpi.learning.networks import StackedNetwork
 from dials_mpi.learning.optimiser import Adam
+from dials_mpi.learning.policy import Policy
 
 A, L, S, D, H = 3, 7, 5, 11, 16
 PRECISIONS = get_args(PolicySettings.model_fields["gradient_precision"].annotation)
@@ -103,22 +104,29 @@ def test_an_agent_computes_and_learns_the_same_bits_alone_or_stacked(recurrent, 
     assert torch.equal(stacked.parameters[3], alone.parameters[0])
 
 
-@pytest.mark.parametrize("recurrent", [0, H])
-def test_gradients_of_half_precision_point_the_same_way_and_outputs_are_the_same(recurrent):
+@pytest.mark.parametrize("recurrent", [0, H, 256])
+@pytest.mark.parametrize("wiped", [False, True])
+def test_a_policy_with_gradients_of_half_precision_gives_the_same_and_learns_much_the_same(recurrent, wiped, device):
     full, half = (
-        StackedNetwork(D, recurrent, (8,), 4, "tanh", range(A), gradient_precision=precision)
-        for precision in ("float32", "bfloat16")
+        Policy(
+            range(A), D, 4, PolicySettings(recurrent_size=recurrent, hidden_sizes=(8,), gradient_precision=p), 0, device
+        )
+        for p in ("float32", "bfloat16")
     )
-    features = torch.randn(A, L, S, D, generator=torch.Generator().manual_seed(0))
-    outputs = [net.unroll(features, net.initial_state(S)) for net in (full, half)]
-    assert torch.equal(*outputs)
-    for net, out in zip((full, half), outputs, strict=True):
-        net.backward(out.square().sum())
-    assert half.gradients.dtype == torch.float32
-    assert not torch.equal(full.gradients, half.gradients)
-    for agent in range(A):
-        error = (half.gradients[agent] - full.gradients[agent]).norm() / full.gradients[agent].norm()
-        assert error < 0.01  # a factor has 8 significant bits
+    features = torch.randn(A, L, S, D, generator=torch.Generator().manual_seed(0)).to(device)
+    keep = torch.ones(L, S, device=device)
+    keep[3, 2] = 0
+    for policy in (full, half):
+        logits, values = policy.unroll(features, policy.initial_state(S), keep if wiped else None)
+        policy.network.backward(logits.square().sum() + values.square().sum())
+        if policy is full:
+            expected = logits, values
+    assert torch.equal(logits, expected[0])
+    assert torch.equal(values, expected[1])
+    assert half.network.gradients.dtype == torch.float32
+    assert not torch.equal(full.network.gradients, half.network.gradients)
+    for a, b in zip(full.network.gradients, half.network.gradients, strict=True):
+        assert (a - b).norm() < 0.01 * a.norm()  # 8 significant bits
 
 
 def test_no_agents_is_a_size_like_any_other():

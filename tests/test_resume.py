@@ -8,10 +8,11 @@ import time
 import h5py
 import numpy as np
 import pytest
+import yaml
 from conftest import SMALL, SMALL_TRAFFIC, wait_for
 from test_command_line import one_line
 
-from dials_mpi.runs.checkpoint import _digest, all_checkpoints, newest_whole, read_manifest, step_of
+from dials_mpi.runs.checkpoint import FORMAT, _digest, all_checkpoints, newest_whole, read_manifest, step_of
 from dials_mpi.runs.equality import differences
 from dials_mpi.runs.metrics import read_metrics
 
@@ -199,7 +200,7 @@ def test_the_two_newest_and_the_best_checkpoint_are_kept(command_line):
         (
             "config.yaml",
             lambda content: content.replace(b"clip: 0.2", b"clip: 0.3"),
-            "--resume: runs/parts/config.yaml",
+            "was made with (ppo.clip is 0.2, not 0.3); restore it",
         ),
         ("config.yaml", lambda content: b"", "runs/parts/config.yaml: no configuration of a run"),
         ("run.json", cut, "runs/parts/run.json: damaged"),
@@ -329,10 +330,10 @@ def test_what_cannot_be_resumed_is_one_line(command_line, parts, arguments, mess
 
 def test_a_newer_version_of_the_format_is_refused(command_line, parts):
     for checkpoint in all_checkpoints(parts / "checkpoints"):
-        change_manifest(checkpoint, format=2)
+        change_manifest(checkpoint, format=FORMAT + 1)
     result = command_line("--resume=runs/parts")
     assert result.returncode == 2
-    assert "has format 2; this version of dials_mpi reads 1" in result.stderr
+    assert f"has format {FORMAT + 1}; this version of dials_mpi reads {FORMAT}" in result.stderr
 
 
 def test_auto_starts_goes_on_and_leaves_what_is_finished(command_line):
@@ -346,6 +347,21 @@ def test_auto_starts_goes_on_and_leaves_what_is_finished(command_line):
         assert result.returncode == 0, result.stderr
         assert result.stdout == "runs/auto has come to step 1,600 already: nothing to do\n"
         assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_setting_that_its_version_did_not_have_yet_does_not_keep_a_run_from_going_on(command_line, parts):
+    stored = yaml.safe_load((parts / "config.yaml").read_text())
+    del stored["policy"]["gradient_precision"]
+    (parts / "config.yaml").write_text(yaml.safe_dump(stored))
+    for checkpoint in all_checkpoints(parts / "checkpoints"):
+        configuration = read_manifest(checkpoint)["configuration"]
+        del configuration["policy"]["gradient_precision"]
+        change_manifest(checkpoint, configuration=configuration)
+    for ends in (75, 0):  # the second time from a checkpoint of the version that has it
+        fault = {"DIALS_MPI_FAULT": "boundary:2:USR1"} if ends else {}
+        result = command_line("--resume=runs/parts", EVERY_UNIT, **fault)
+        assert result.returncode == ends, result.stderr
+    assert differences(command_line.folder / "runs" / "whole", parts) == []
 
 
 def test_a_finished_run_can_be_made_longer(command_line):

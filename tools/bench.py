@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed, memory and scaling on this machine, beside the published code and what they should be.
 
-    tools/bench.py --json new.json                           all parts but the long ones
+    tools/bench.py --json new.json                           all parts, in about 25 minutes
     tools/bench.py warehouse-learner traffic-gs              two of them; --list names them all
     tools/bench.py roofline --json new.json --against old.json
     tools/bench.py --from new.json --against old.json        compares without measuring
@@ -54,7 +54,6 @@ class Part(NamedTuple):
     """That it takes, about."""
     repeats: int
     what: str
-    long: bool = False
 
 
 PARTS = {
@@ -68,21 +67,21 @@ PARTS = {
     "warehouse-gs": Part("bench_rates", 50, 5, "global simulator, alone and with the joint policy"),
     "traffic-gs": Part("bench_rates", 60, 5, "global simulator, alone and with the joint policy"),
     "aip-training": Part("bench_rates", 90, 5, "influence predictors, 1 to 100 agents on a rank"),
-    "roofline": Part("bench_rates", 30, 5, "PPO update in GFLOP/s, beside a matrix product"),
+    "roofline": Part("bench_rates", 50, 5, "PPO update in GFLOP/s, beside a matrix product"),
     "aip-round": Part("bench_runs", 110, 1, "collecting and training with 4 and 100 agents, on all cores"),
     "warehouse-weak-scaling": Part("bench_runs", 90, 1, "2 to 26 ranks, one agent each: speed, and what waiting costs"),
     "traffic-weak-scaling": Part("bench_runs", 90, 1, "2 to 26 ranks, one agent each: speed, and what waiting costs"),
     "start-up": Part("bench_runs", 100, 1, "of 2 and 26 ranks"),
     "memory": Part("bench_runs", 60, 3, "of a rank that trains one agent, in the default layout"),
     "checkpoint": Part("bench_runs", 20, 1, "seconds and bytes, 4 to 100 agents on three ranks"),
-    "warehouse-training": Part("bench_runs", 300, 1, "core-seconds to the published final return", long=True),
-    "traffic-training": Part("bench_runs", 300, 1, "core-seconds to the published final return", long=True),
+    "warehouse-training": Part("bench_runs", 55, 1, "core-seconds to the published final return"),
+    "traffic-training": Part("bench_runs", 120, 1, "core-seconds to the published final return"),
 }
 
 
 def parser() -> Parser:
     p = Parser(NAME, __doc__)
-    p.add_argument("parts", metavar="PART", nargs="*", help="what to measure (all but the long ones)")
+    p.add_argument("parts", metavar="PART", nargs="*", help="what to measure (all)")
     p.add_argument("--list", action="store_true", help="name the parts, with about how long they take, and end")
     p.add_argument("--repeats", type=at_least(1), metavar="N", help="per figure (5; of whole runs 1 or 3, see --list)")
     p.add_argument("--seconds", type=_positive, default=USUAL_SECONDS, metavar="S", help="per repeat of a rate (0.5)")
@@ -105,7 +104,7 @@ def work(arguments: argparse.Namespace) -> None:
     if arguments.list:
         for name, part in PARTS.items():
             time_ = f"{part.seconds / 60:.0f} min" if part.seconds >= 120 else f"{part.seconds:.0f} s"
-            print(f"{name:24}{time_:>6}  {part.repeats} ×  {part.what}{' (long: only if named)' if part.long else ''}")
+            print(f"{name:24}{time_:>6}  {part.repeats} ×  {part.what}")
         return
     if unknown := [name for name in arguments.parts if name not in PARTS]:
         raise UserError(f"{unknown[0]}: no such part; choose among {', '.join(PARTS)}")
@@ -127,9 +126,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures the parts, prints each as it ends, writes the file; returns what that holds."""
-    parts = {
-        name: part for name, part in PARTS.items() if (name in arguments.parts if arguments.parts else not part.long)
-    }
+    parts = {name: part for name, part in PARTS.items() if name in (arguments.parts or PARTS)}
     options = Options(arguments.seconds, arguments.most or math.inf, arguments.folder, arguments.instructions)
     if options.instructions:
         check_counter()

@@ -40,22 +40,21 @@ _INFLOW_LOGIT = -2.25
 _WARM_UP = 60
 """Seconds until the roads are as full as they stay."""
 _PEAK_SIZE = 1024
+_BFLOAT16 = {"policy": {"gradient_precision": "bfloat16"}}
 
 
 def warehouse_learner(options: Options, stack: ExitStack) -> list[Measurement]:
     def block(n: int, what: str = "", target: float | None = None, *layers: dict) -> Measurement:
         return _learner(options, stack, "warehouse", n, f"IALS + PPO{what}, {_agents(n)}", 1122.0, target, *layers)
 
-    paper = load_yaml(Path(__file__).parents[1] / "configs" / "warehouse_paper.yaml")
-    published = {"policy": paper["policy"], "ppo": {"epochs": paper["ppo"]["epochs"]}}
-    half = {"policy": {"gradient_precision": "bfloat16"}}
     targets = {1: 30_000.0, 25: 80_000.0}
+    published = _published_network()
     return [
         block(1, ", single copy", None, _single_copy("warehouse")),
         *(block(n, "", targets.get(n)) for n in options.sizes(1, 4, 10, 25, 50)),
-        *(block(n, ", published network", None, published) for n in options.sizes(1, 4, 25)),
+        *(block(n, ", published network", 12_000.0, published) for n in options.sizes(1, 4, 25)),
         *(
-            block(n, ", published network, bfloat16 gradients", 12_000.0, published, half)
+            block(n, ", published network, bfloat16 gradients", 12_000.0, published, _BFLOAT16)
             for n in options.sizes(1, 4, 25)
         ),
     ]
@@ -217,11 +216,16 @@ def roofline(options: Options, stack: ExitStack) -> list[Measurement]:
             yield name, value / 1e9
 
     measurements = [Measurement([peak], peak_once)]
-    for env in ("warehouse", "traffic"):
+    for env, what, layers in (
+        ("warehouse", "", ()),
+        ("warehouse", ", published network", (_published_network(),)),
+        ("warehouse", ", published network, bfloat16 gradients", (_published_network(), _BFLOAT16)),
+        ("traffic", "", ()),
+    ):
         for n in options.sizes(1, 25):
-            c, domain = _setting(env)
+            c, domain = _setting(env, *layers)
             learning = Learning(stack, c, domain, env, n)
-            name = f"PPO update, {env}, {_agents(n)}"
+            name = f"PPO update, {env}{what}, {_agents(n)}"
             figures = Figure(name, "GFLOP/s"), Figure(f"{name}: of the matrix product", "%", better="neither")
             flops = update_flops(c, domain) * n
 
@@ -336,6 +340,12 @@ def _learner(options, stack, env, n, name, published, target, *layers) -> Measur
             yield f"{name}: {phase}", 100 * share
 
     return Measurement(figures, once)
+
+
+def _published_network() -> dict:
+    """Sizes and epochs of the published learner in the warehouse, as a layer of a configuration."""
+    paper = load_yaml(Path(__file__).parents[1] / "configs" / "warehouse_paper.yaml")
+    return {"policy": paper["policy"], "ppo": {"epochs": paper["ppo"]["epochs"]}}
 
 
 def _tiles(options: Options, stack: ExitStack, backend: str) -> list[Measurement]:

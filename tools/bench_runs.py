@@ -38,6 +38,7 @@ _OVERSUBSCRIBE = {
 _SHORTEST = 1
 """Steps, which a run rounds up to whole episodes and whole rollouts."""
 _MEMORY_STEPS = 20_000
+_MEMORY_AGENTS = 4
 
 
 class Finished(NamedTuple):
@@ -102,13 +103,15 @@ def aip_round(options: Options, stack: ExitStack) -> list[Measurement]:
 
 
 def memory(options: Options, stack: ExitStack) -> list[Measurement]:
-    """The largest of four ranks that train one agent each: AIP training, then learning.
+    """The largest of some ranks that train one agent each: AIP training, then learning.
 
     The default layout, and not a run of one agent: what the rank beside it does not run, the code of the learner, would
     count as private, where on a node with more agents it is shared.
     """
     if not Path("/proc/self/smaps_rollup").exists():
         options.notes.append("memory: this system has no /proc/PID/smaps_rollup, which tells private memory")
+        return []
+    if options.most < _MEMORY_AGENTS:
         return []
     measurements = []
     for env, published in (("warehouse", 369.0), ("traffic", 457.0)):
@@ -126,8 +129,8 @@ def memory(options: Options, stack: ExitStack) -> list[Measurement]:
                         largest[:] = map(max, largest, _memory(process))
 
             steps = options.stretched(_MEMORY_STEPS)
-            arguments = [f"--env={env}", "--set=predictor.epochs=3", *_short(steps)]
-            run_package(options, 5, arguments, watch)
+            arguments = [f"--env={env}", f"--agents={_MEMORY_AGENTS}", "--set=predictor.epochs=3", *_short(steps)]
+            run_package(options, _MEMORY_AGENTS + 1, arguments, watch)
             return zip((figure.name for figure in figures), largest, strict=True)
 
         measurements.append(Measurement(figures, once))

@@ -4,14 +4,14 @@
     python tools/scaling_model.py --env warehouse --write costs.json    measures, keeps the costs, predicts
     python tools/scaling_model.py --env warehouse --costs costs.json --agents 25 100 --ranks 3 26 --interval 200000
     python tools/scaling_model.py --check runs/NAME                     predicted against measured, phase by phase
-    python tools/scaling_model.py --env traffic --cluster 64            1,024 and 10,000 agents, each on a core
+    python tools/scaling_model.py --config configs/traffic_large.yaml --cluster 64     1,024 and 10,000, each on a core
 
 Columns: ranks, collectors and F of the run; hours; agent-steps per second of all agents; the share of all cores' time
 that is learning; MiB of rank 0, of the owner of the largest block and of the fullest machine; the phase or resource
 that limits. A * marks costs of sizes beyond those measured, which go on in proportion to a line through them.
 
-Measuring takes a minute or two and wants an idle machine. Not in the model: writing, MPI's own start, cores of
-different speed. dials_mpi/algorithms/scaling.py says what is.
+Measuring takes a minute or two and wants an idle machine. Not in the model: writing, barriers, MPI's own start,
+cores of different speed. dials_mpi/algorithms/scaling.py says what is.
 """
 
 import argparse

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dials_mpi.config import Configuration, fixed_sha256
+from dials_mpi.config import Configuration
 from dials_mpi.learning.optimiser import Adam
 from dials_mpi.parallel.exchange import Exchange
 from dials_mpi.parallel.layout import Layout
@@ -260,7 +260,7 @@ class Checkpointing:
                 "updates": snapshot.updates,
                 "best_updates": best,
                 "best_step": c.steps_after(best) if best >= 0 else None,
-                "configuration_sha256": fixed_sha256(c.model_dump(mode="json")),
+                "configuration": c.model_dump(mode="json"),
                 "layout": str(self._layout),
                 "versions": versions(),
                 **snapshot.facts,

@@ -112,24 +112,23 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
     mpi4py.rc.initialize = False  # a process beside the job, whose launcher knows nothing of it
     import torch
 
-    import dials_mpi.algorithms.dials
+    import dials_mpi.algorithms.dials  # noqa: F401 - as every rank has it, before memory is looked at
 
     torch.set_num_threads(1)
     start, memory = time.process_time(), peak_memory()
     c = from_values(question["configuration"])
     domain = make_domain(c.env, c.agents, c.domain)
     work = _joint if question["kind"] == "joint" else _block
-    found, ours = work(
-        dials_mpi.algorithms.dials, c, domain, question["size"], Path(question["folder"]) / "dataset.npz"
-    )
+    found, ours = work(c, domain, question["size"], Path(question["folder"]) / "dataset.npz")
     more = peak_memory() - memory - ours
     return {"size": question["size"], "start": start, "memory": memory, "more_memory": more, **found}
 
 
-def _block(dials, c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dict[str, float], float]:
+def _block(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dict[str, float], float]:
     """What a block costs its owner, and the MiB of the dataset here."""
     import numpy as np
 
+    from dials_mpi.algorithms.dials import LocalLearners
     from dials_mpi.influence.dataset import InfluenceDataset
     from dials_mpi.influence.predictor import InfluencePredictor, train
     from dials_mpi.learning.policy import Policy
@@ -150,7 +149,7 @@ def _block(dials, c: Configuration, domain: Domain, size: int, seen: Path) -> tu
         return found, 0.0
     few = c.predictor.model_copy(update={"epochs": _EPOCHS, "patience": _EPOCHS})
     predictor = InfluencePredictor(agents, domain.influence, few, c.seed)
-    learners = dials.LocalLearners(c, domain, agents, policy, predictor, Clock())
+    learners = LocalLearners(c, domain, agents, policy, predictor, Clock())
     found["block_start"] = time.perf_counter() - begin
     datasets = 0.0
     if c.mode == "dials":
@@ -174,7 +173,7 @@ def _block(dials, c: Configuration, domain: Domain, size: int, seen: Path) -> tu
     return found, datasets
 
 
-def _joint(_, c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dict[str, float], float]:
+def _joint(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dict[str, float], float]:
     """What all agents together cost a collector; leaves what they saw in the file `seen` if there is none yet."""
     import numpy as np
 

@@ -181,7 +181,7 @@ class Costs:
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:
     """The value of a field of `Costs` from JSON; raises ValueError or TypeError."""
-    if field.type is dict[str, Any] or field.name == "settings":
+    if field.name == "settings":
         if not isinstance(value, dict):
             raise ValueError(f"{field.name}: {value!r} is no mapping")
         return value

@@ -1,6 +1,6 @@
 """Adam on the rows of a `StackedNetwork`, with a gradient limit for each agent.
 
-Not `torch.optim.Adam`: its first step imports torch's compiler, 75 MiB and 1.5 s on every rank, for what is four
+Not `torch.optim.Adam`: its first step imports torch's compiler, 75 MiB and 1.5 s on every rank, for what is a few
 operations on one flat tensor; and its gradient clipping would mix the agents.
 """
 
@@ -14,7 +14,7 @@ _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-5
 
 
 class Adam:
-    """Adam (Kingma and Ba, 2015) with betas 0.9 and 0.999, ε 1e-5 added to the root of the second moment.
+    """Adam (Kingma and Ba, 2015) with betas 0.9 and 0.999, ε 1e-5 added to the root of the corrected second moment.
 
     Attributes:
         first_moment, second_moment: [A, P] float32.

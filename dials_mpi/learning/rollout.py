@@ -87,7 +87,7 @@ class Actor:
         simulator: stepped by actions [A, B].
         copies: B.
         horizon: steps per episode.
-        clock: `Timer`-like; `clock(phase)` is a context manager for the phases `act` and `simulate`.
+        clock: `clock(phase)` is a context manager for the phases `act` and `simulate`.
     """
 
     def __init__(self, policy: Policy, simulator: SteppedByActions, copies: int, horizon: int, clock):

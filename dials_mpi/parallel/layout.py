@@ -6,7 +6,7 @@ from typing import Literal
 from dials_mpi.errors import UserError
 
 _FEWEST_AGENTS_FOR_COLLECTORS = 25
-"""With fewer, a dataset takes rank 0 alone some seconds at most: 0.4 s for 4 robots, 3.4 s for 4 lights."""
+"""With fewer, a dataset takes rank 0 alone some seconds at most: 0.4 s for 4 robots, 2 s for 4 lights."""
 
 
 @dataclass(frozen=True)

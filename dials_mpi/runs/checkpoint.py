@@ -21,7 +21,7 @@ from dials_mpi.errors import UserError
 from dials_mpi.runs import faults
 from dials_mpi.runs.files import sync
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
 _DAMAGED = ".damaged"

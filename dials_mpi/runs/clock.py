@@ -25,7 +25,7 @@ STAGES = ("start", "collect", "aip_training", "learn", "evaluate", "end")
 """What all ranks are about together: a wait is for the slowest of them at this."""
 
 _LONG_WAIT = 1.0
-"""Seconds in a run; the CPU use of a rank that waited less says nothing, its few waits being short ones."""
+"""Seconds in a run; what a rank that waited less used of the CPU meanwhile is not worth a percentage."""
 
 
 class Clock:
