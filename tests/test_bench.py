@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import bench
 import bench_rates
 
-LEARNING = ("simulate", "act", "ppo_update")
+from dials_mpi.runs.clock import LEARNING
+
 ONE_AND_FOUR = ("1 agent", "4 agents")
 PUBLISHED_NETWORK = (", published network", ", published network, bfloat16 gradients")
 

@@ -23,7 +23,7 @@ from dials_mpi.influence.predictor import InfluencePredictor, train  # noqa: E40
 from dials_mpi.learning.policy import Policy  # noqa: E402
 from dials_mpi.learning.rollout import Player  # noqa: E402
 from dials_mpi.learning.statistics import Means  # noqa: E402
-from dials_mpi.runs.clock import PHASES, Clock  # noqa: E402
+from dials_mpi.runs.clock import LEARNING, PHASES, Clock  # noqa: E402
 from dials_mpi.simulators.interface import Domain  # noqa: E402
 from dials_mpi.simulators.registry import make_domain  # noqa: E402
 from dials_mpi.streams import stream, streams  # noqa: E402
@@ -31,7 +31,6 @@ from dials_mpi.streams import stream, streams  # noqa: E402
 torch.set_num_threads(1)
 
 _LARGEST_BLOCK = 100
-_LEARNING = ("simulate", "act", "ppo_update")
 _WAREHOUSE_COPIES = (1, 10, 50)
 _TRAFFIC_COPIES = 5
 _INFLOW, _SWITCHES = 0.1, 0.08
@@ -281,7 +280,7 @@ class Learning:
                 updates += self.unit
         by_phase = dict(zip(PHASES, self._clock.report() - before, strict=False))
         total = sum(by_phase.values())
-        return updates, elapsed, {phase: by_phase[phase] / total for phase in _LEARNING}, count
+        return updates, elapsed, {phase: by_phase[phase] / total for phase in LEARNING}, count
 
 
 class SumoTime:
@@ -327,7 +326,7 @@ def _learner(options, stack, env, n, name, published, target, *layers) -> Measur
     figures = [
         rate,
         *per_step,
-        *(Figure(f"{name}: {phase}", "%", better="neither") for phase in _LEARNING),
+        *(Figure(f"{name}: {phase}", "%", better="neither") for phase in LEARNING),
     ]
 
     def once():

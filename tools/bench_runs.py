@@ -18,12 +18,12 @@ from bench_measure import Figure, Measurement, Options
 import dials_mpi
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import launched_rank
+from dials_mpi.runs.clock import LEARNING
 from dials_mpi.runs.published import FINAL_RETURN
 from dials_mpi.runs.reading import Run, open_run
 from dials_mpi.simulators.registry import BUILT_IN
 
 _POLL_SECONDS = 0.05
-_LEARNING = ("simulate", "act", "ppo_update")
 _CHECKPOINT_RANKS = 3
 _CHECKPOINT_AGENTS = (4, 25, 100)
 _LAUNCHER_PREFIXES = ("PMI", "OMPI_COMM_WORLD", "HYDRA", "MPI_LOCAL", "SLURM")
@@ -222,7 +222,7 @@ def _to_published_return(
         yield figures[1].name, used[0]
         yield figures[2].name, float(returns[-1])
         summary = finished.run.facts["summary"]
-        learning = sum(summary["phases"][phase]["mean_seconds"] for phase in _LEARNING)
+        learning = sum(summary["phases"][phase]["mean_seconds"] for phase in LEARNING)
         yield figures[3].name, summary["agent_steps"] / learning
 
     if _cpu_seconds(os.getpid()) is None:
@@ -262,7 +262,7 @@ def _weak_scaling(options: Options, env: str, ranks: tuple[int, ...], steps: int
         def once(size=size, owners=owners, arguments=arguments, wall=wall, cpu=cpu):
             learning = _CpuOfLearning()
             summary = run_package(options, size, arguments, learning.watch).run.facts["summary"]
-            busy = sum(summary["phases"][phase]["mean_seconds"] for phase in _LEARNING) * size / owners
+            busy = sum(summary["phases"][phase]["mean_seconds"] for phase in LEARNING) * size / owners
             rates[wall] = summary["agent_steps"] / busy / min(owners, cores())
             if learning.seconds:
                 rates[cpu] = summary["agent_steps"] / learning.seconds

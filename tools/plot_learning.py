@@ -18,7 +18,7 @@ still going, were stopped or have died are drawn as far as they came.
 import argparse
 import sys
 
-from dials_mpi.runs.offline import Parser, add_figures, add_runs, run_tool, stem, tell
+from dials_mpi.runs.offline import Parser, add_figures, add_runs, run_tool, save_figures, tell
 from dials_mpi.runs.results import group_runs, open_runs, shortened_notes, state_notes
 
 NAME = "plot_learning"
@@ -45,12 +45,7 @@ def plot(arguments: argparse.Namespace) -> int:
             "cross-entropy": figures.cross_entropy(same),
             "sweep": figures.sweep(same),
         }
-        for kind, figure in made.items():
-            if figure:
-                for file in figures.save(
-                    figure, stem(arguments.out, arguments.runs, f"{kind}-{same[0].domain}-{key[1]}")
-                ):
-                    print(file)
+        save_figures(made, arguments, f"{same[0].domain}-{key[1]}")
     return 0
 
 

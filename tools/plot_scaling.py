@@ -15,7 +15,7 @@ Runs that differ only in their seeds are averaged.
 import argparse
 import sys
 
-from dials_mpi.runs.offline import Parser, add_figures, add_runs, run_tool, stem, tell
+from dials_mpi.runs.offline import Parser, add_figures, add_runs, run_tool, save_figures, tell
 from dials_mpi.runs.results import group_runs, open_runs, shortened_notes, state_notes
 
 NAME = "plot_scaling"
@@ -40,10 +40,7 @@ def plot(arguments: argparse.Namespace) -> int:
     for env in dict.fromkeys(group.env for group in groups):
         same = [group for group in groups if group.env == env]
         made = {"scaling": figures.scaling(same, arguments.published), "phases": figures.phases(same)}
-        for kind, figure in made.items():
-            if figure:
-                for file in figures.save(figure, stem(arguments.out, arguments.runs, f"{kind}-{same[0].domain}")):
-                    print(file)
+        save_figures(made, arguments, same[0].domain)
     return 0
 
 

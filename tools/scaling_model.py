@@ -34,6 +34,7 @@ from dials_mpi.cli import at_least, layers, number  # noqa: E402
 from dials_mpi.config import MODES, Configuration, from_values, resolve  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.parallel.layout import Layout, choose_layout  # noqa: E402
+from dials_mpi.runs.clock import LEARNING  # noqa: E402
 from dials_mpi.runs.offline import Parser, run_tool, tell  # noqa: E402
 from dials_mpi.runs.progress import clock_time  # noqa: E402
 from dials_mpi.runs.reading import Run, open_run  # noqa: E402
@@ -43,7 +44,6 @@ NAME = "scaling_model"
 _MEASURED_AGENTS = (4, 25, 49, 100)
 _MEASURED_BLOCKS = (1, 4, 25)
 _MANY_AGENTS = (1024, 10_000)
-_PARTS_OF_LEARNING = ("simulate", "act", "ppo_update")
 
 
 def parser() -> Parser:
@@ -220,7 +220,7 @@ def _pairs(run: Run, prediction: Prediction) -> dict[str, tuple[float, float]]:
             if gs:
                 pairs["act"] = prediction.seconds["act"], measured["simulate"] + measured["act"]
         elif phase == "learn":
-            parts = ("ppo_update",) if gs else _PARTS_OF_LEARNING
+            parts = ("ppo_update",) if gs else LEARNING
             pairs["learn"] = prediction.seconds["learn"], sum(measured[part] for part in parts)
         elif phase == "evaluate":
             pairs["evaluate"] = prediction.evaluating, measured["evaluate"]

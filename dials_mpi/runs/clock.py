@@ -21,6 +21,9 @@ PHASES = (
 )
 """`simulate` is the local simulator and its AIP (in mode gs: the global simulator); `write` is files and checks."""
 
+LEARNING = ("simulate", "act", "ppo_update")
+"""The phases of lines 7 to 12 of Algorithm 1."""
+
 STAGES = ("start", "collect", "aip_training", "learn", "evaluate", "end")
 """What all ranks are about together: a wait is for the slowest of them at this."""
 

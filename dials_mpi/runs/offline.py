@@ -3,8 +3,9 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dials_mpi.errors import UserError
 
@@ -75,7 +76,23 @@ def add_figures(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def stem(out: str | None, runs: Sequence[Path], name: str) -> Path:
+def save_figures(made: Mapping[str, Any], arguments: argparse.Namespace, name: str) -> None:
+    """Writes figures and prints their files.
+
+    Args:
+        made: matplotlib's figures by kind; None where there was nothing to draw.
+        arguments: with those of `add_runs` and `add_figures`.
+        name: what the files are called after their kind.
+    """
+    from dials_mpi.runs import figures
+
+    for kind, figure in made.items():
+        if figure:
+            for file in figures.save(figure, _stem(arguments.out, arguments.runs, f"{kind}-{name}")):
+                print(file)
+
+
+def _stem(out: str | None, runs: Sequence[Path], name: str) -> Path:
     """Path of a figure without its suffix: in `out` if that is a folder, else beginning with it.
 
     Args:
