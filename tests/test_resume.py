@@ -200,6 +200,11 @@ def test_the_two_newest_and_the_best_checkpoint_are_kept(command_line):
         (
             "config.yaml",
             lambda content: content.replace(b"clip: 0.2", b"clip: 0.3"),
+            "--resume: runs/parts/config.yaml",
+        ),
+        (
+            "config.yaml",
+            lambda content: content.replace(b"clip: 0.2", b"clip: 0.3"),
             "was made with (ppo.clip is 0.2, not 0.3); restore it",
         ),
         ("config.yaml", lambda content: b"", "runs/parts/config.yaml: no configuration of a run"),

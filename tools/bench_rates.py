@@ -39,7 +39,6 @@ _INFLOW_LOGIT = -2.25
 _WARM_UP = 60
 """Seconds until the roads are as full as they stay."""
 _PEAK_SIZE = 1024
-_BFLOAT16 = {"policy": {"gradient_precision": "bfloat16"}}
 
 
 def warehouse_learner(options: Options, stack: ExitStack) -> list[Measurement]:
@@ -47,13 +46,12 @@ def warehouse_learner(options: Options, stack: ExitStack) -> list[Measurement]:
         return _learner(options, stack, "warehouse", n, f"IALS + PPO{what}, {_agents(n)}", 1122.0, target, *layers)
 
     targets = {1: 30_000.0, 25: 80_000.0}
-    published = _published_network()
     return [
         block(1, ", single copy", None, _single_copy("warehouse")),
         *(block(n, "", targets.get(n)) for n in options.sizes(1, 4, 10, 25, 50)),
-        *(block(n, ", published network", 12_000.0, published) for n in options.sizes(1, 4, 25)),
         *(
-            block(n, ", published network, bfloat16 gradients", 12_000.0, published, _BFLOAT16)
+            block(n, what, 12_000.0, layer)
+            for what, layer in _published_networks().items()
             for n in options.sizes(1, 4, 25)
         ),
     ]
@@ -215,14 +213,13 @@ def roofline(options: Options, stack: ExitStack) -> list[Measurement]:
             yield name, value / 1e9
 
     measurements = [Measurement([peak], peak_once)]
-    for env, what, layers in (
-        ("warehouse", "", ()),
-        ("warehouse", ", published network", (_published_network(),)),
-        ("warehouse", ", published network, bfloat16 gradients", (_published_network(), _BFLOAT16)),
-        ("traffic", "", ()),
+    for env, what, layer in (
+        ("warehouse", "", {}),
+        *(("warehouse", what, layer) for what, layer in _published_networks().items()),
+        ("traffic", "", {}),
     ):
         for n in options.sizes(1, 25):
-            c, domain = _setting(env, *layers)
+            c, domain = _setting(env, layer)
             learning = Learning(stack, c, domain, env, n)
             name = f"PPO update, {env}{what}, {_agents(n)}"
             figures = Figure(name, "GFLOP/s"), Figure(f"{name}: of the matrix product", "%", better="neither")
@@ -341,10 +338,12 @@ def _learner(options, stack, env, n, name, published, target, *layers) -> Measur
     return Measurement(figures, once)
 
 
-def _published_network() -> dict:
-    """Sizes and epochs of the published learner in the warehouse, as a layer of a configuration."""
+def _published_networks() -> dict[str, dict]:
+    """Layers of a configuration with sizes and epochs of the published learner in the warehouse, by what they are."""
     paper = load_yaml(Path(__file__).parents[1] / "configs" / "warehouse_paper.yaml")
-    return {"policy": paper["policy"], "ppo": {"epochs": paper["ppo"]["epochs"]}}
+    layer = {"policy": paper["policy"], "ppo": {"epochs": paper["ppo"]["epochs"]}}
+    half = layer | {"policy": paper["policy"] | {"gradient_precision": "bfloat16"}}
+    return {", published network": layer, ", published network, bfloat16 gradients": half}
 
 
 def _tiles(options: Options, stack: ExitStack, backend: str) -> list[Measurement]:
