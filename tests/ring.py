@@ -6,6 +6,8 @@ no other randomness than the first bits. Used by the tests as `--env ring:Ring`,
 have.
 """
 
+import time
+
 import numpy as np
 
 from dials_mpi.parallel.launcher import launched_rank
@@ -108,6 +110,36 @@ class Failing(Ring):
     def local_simulator(self, agents, copies):
         failing = self.n_agents - 1 in agents
         return (FailingLocalSimulator if failing else RingLocalSimulator)(len(agents), copies)
+
+
+class _Naps:
+    """Sleeps for a second at every fortieth step: never while the checks at the start run."""
+
+    steps = 0
+
+    def step(self, *arguments):
+        self.steps += 1
+        if self.steps % 40 == 0:
+            time.sleep(1)
+        return super().step(*arguments)
+
+
+class SlowGlobalSimulator(_Naps, RingGlobalSimulator):
+    pass
+
+
+class SlowLocalSimulator(_Naps, RingLocalSimulator):
+    pass
+
+
+class Slow(Ring):
+    """The owners wait for rank 0 and rank 0 for the owners, whose CPUs have next to nothing to do."""
+
+    def global_simulator(self, copies, controller=None):
+        return SlowGlobalSimulator(self.n_agents, copies)
+
+    def local_simulator(self, agents, copies):
+        return SlowLocalSimulator(len(agents), copies)
 
 
 class FailsOnOneRank(Ring):

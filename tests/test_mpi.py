@@ -91,12 +91,17 @@ def test_columns_come_to_those_who_put_them_together(size, works, members, item,
         layout = Layout(7, size, coordinator_works=works)
         everything = np.arange(7 * 5 * math.prod(item), dtype=np.float32).reshape(7, 5, *item)
         wanted = list(layout.agents(comm.rank) if to_owners else range(0 if comm.rank else 7))
-        into = np.full((len(wanted), *everything.shape[1:]), -1, np.float32)
-        source = np.ascontiguousarray(everything[:, members[comm.rank]]) if comm.rank in members else None
-        Exchange(comm, layout, Clock()).deal_columns(source, into, members, to_owners)
+        arrays = []
+        for array in (everything, (everything[..., 0] if item else everything).astype(np.uint8)):
+            source = np.ascontiguousarray(array[:, members[comm.rank]]) if comm.rank in members else None
+            arrays.append((source, np.full((len(wanted), *array.shape[1:]), 99, array.dtype)))
+        Exchange(comm, layout, Clock()).deal_columns(arrays, members, to_owners)
+        into, bytes_into = (into for _, into in arrays)
         for column in range(5):
             there = any(column in columns for columns in members.values())
-            assert np.array_equal(into[:, column], everything[wanted, column] if there else -np.ones_like(into[:, 0]))
+            expected = everything[wanted, column] if there else np.full_like(into[:, 0], 99)
+            assert np.array_equal(into[:, column], expected)
+            assert np.array_equal(bytes_into[:, column], (expected[..., 0] if item else expected).astype(np.uint8))
 
 
 @pytest.fixture

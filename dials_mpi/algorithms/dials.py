@@ -68,9 +68,8 @@ def collect_datasets(session: Session, segment: Segment) -> InfluenceDataset:
                 with session.clock("collect"):
                     data, earned = collect(episodes, *mine)
                     seen = data.arrays()
-            for name, into in dataset.arrays().items():
-                session.exchange.deal_columns(seen.get(name), into, members)
-            session.exchange.deal_columns(earned, returns, members, to_owners=False)
+            session.exchange.deal_columns([(seen.get(name), into) for name, into in dataset.arrays().items()], members)
+            session.exchange.deal_columns([(earned, returns)], members, to_owners=False)
             session.checkpoints.boundary(segment.updates.start, always=True)
     session.evaluated_by_collection(segment, returns)
     return dataset

@@ -239,7 +239,7 @@ class Session:
         for members, mine in self.turns(batches):
             with self.clock("evaluate"):
                 part = play(*mine) if mine else None
-            self.exchange.deal_columns(part, returns, members, to_owners=False)
+            self.exchange.deal_columns([(part, returns)], members, to_owners=False)
         return returns
 
     def evaluated_by_collection(self, segment: Segment, returns: np.ndarray) -> None:

@@ -99,30 +99,34 @@ class Exchange:
             self._move(source, has, self._owned, [1] * self._comm.size, rows, rows)
 
     def deal_columns(
-        self, source: np.ndarray | None, into: np.ndarray, members: Mapping[int, range], to_owners: bool = True
+        self,
+        arrays: Sequence[tuple[np.ndarray | None, np.ndarray]],
+        members: Mapping[int, range],
+        to_owners: bool = True,
     ) -> None:
         """Sends arrays of all agents from several ranks to those who put them together.
 
         Args:
-            source: [N, B, …] C-contiguous, on the ranks in `members`, None elsewhere.
-            into: [A, E, …] or, for rank 0 alone, [N, E, …], same dtype; columns of it are filled in.
+            arrays: pairs of a source, [N, B, …] C-contiguous on the ranks in `members` and None elsewhere, and of what
+                it goes into, [A, E, …] or, for rank 0 alone, [N, E, …], same dtype; columns of that are filled in.
             members: which columns each rank has, B of them.
-            to_owners: every owner gets the rows of its agents; False: rank 0 gets all, and `into` is [0, E, …]
-                elsewhere.
+            to_owners: every owner gets the rows of its agents; False: rank 0 gets all, and what sources go into is
+                [0, E, …] elsewhere.
         """
         self.barrier()
         with self._clock("scatter"):
             has = [self._everybody if rank in members else self._nobody for rank in self._ranks]
             wants = self._owned if to_owners else [self._nobody if rank else self._everybody for rank in self._ranks]
             widths = [len(members.get(rank, ())) for rank in self._ranks]
-            agents, _, *item = into.shape
-            received = np.empty((sum(widths) * agents, *item), into.dtype)
-            self._move(source, has, wants, widths, received, into[:, 0])
-            first = 0
-            for rank, columns in sorted(members.items()):
-                block = received[first : first + agents * widths[rank]]
-                into[:, columns] = block.reshape(agents, widths[rank], *item)
-                first += len(block)
+            for source, into in arrays:
+                agents, _, *item = into.shape
+                received = np.empty((sum(widths) * agents, *item), into.dtype)
+                self._move(source, has, wants, widths, received, into[:, 0])
+                first = 0
+                for rank, columns in sorted(members.items()):
+                    block = received[first : first + agents * widths[rank]]
+                    into[:, columns] = block.reshape(agents, widths[rank], *item)
+                    first += len(block)
 
     def _move(
         self,

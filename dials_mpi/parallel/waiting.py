@@ -9,8 +9,12 @@ from collections.abc import Callable
 
 _BARRIER_TAG = 2
 SHORTEST_PAUSE = 20e-6
-LONGEST_PAUSE = 10e-3
-"""Seconds. A look costs some 50 µs, so a long wait costs half a per cent of a core."""
+LONGEST_PAUSE = 50e-3
+"""Seconds. A look costs 30 µs after a short pause and some 100 µs after one in which the core went idle, so a wait of
+seconds costs a quarter of a per cent of a core."""
+_QUICK_PAUSE = 10e-3
+_LATENESS = 1 / 16
+"""Pauses longer than `_QUICK_PAUSE` are at most this share of the time waited, so that nobody comes late by more."""
 
 
 def wait(request, longest_pause: float = LONGEST_PAUSE, meanwhile: Callable[[], None] | None = None) -> None:
@@ -21,12 +25,13 @@ def wait(request, longest_pause: float = LONGEST_PAUSE, meanwhile: Callable[[], 
         longest_pause: seconds; pauses grow with the time waited, up to this.
         meanwhile: called between two looks; has to be quick.
     """
-    pause = SHORTEST_PAUSE
+    pause, waited = SHORTEST_PAUSE, 0.0
     while not request.Test():
         if meanwhile:
             meanwhile()
         time.sleep(pause)
-        pause = min(2 * pause, longest_pause)
+        waited += pause
+        pause = min(2 * pause, max(_QUICK_PAUSE, waited * _LATENESS), longest_pause)
 
 
 def barrier(comm, meanwhile: Callable[[], None] | None = None) -> None:
