@@ -1,7 +1,7 @@
 """Moving rows of per-agent arrays between their owners and the ranks that see all agents.
 
-Rows travel as raw bytes of contiguous buffers; nothing is pickled. Every transfer waits for all ranks first (the
-barriers of Algorithm 1), politely and for as long as it takes, so that the transfer itself is short.
+Rows travel as raw bytes of contiguous buffers; nothing is pickled. Every call waits for all ranks first (the barriers
+of Algorithm 1), politely and for as long as it takes, so that its transfers themselves are short.
 """
 
 import math

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 _BARRIER_TAG = 2
-SHORTEST_PAUSE = 20e-6
-LONGEST_PAUSE = 50e-3
+_SHORTEST_PAUSE = 20e-6
+_LONGEST_PAUSE = 50e-3
 """Seconds. A look costs 30 µs after a short pause and some 100 µs after one in which the core went idle, so a wait of
 seconds costs a quarter of a per cent of a core."""
 _QUICK_PAUSE = 10e-3
@@ -17,7 +17,7 @@ _LATENESS = 1 / 16
 """Pauses longer than `_QUICK_PAUSE` are at most this share of the time waited, so that nobody comes late by more."""
 
 
-def wait(request, longest_pause: float = LONGEST_PAUSE, meanwhile: Callable[[], None] | None = None) -> None:
+def wait(request, longest_pause: float = _LONGEST_PAUSE, meanwhile: Callable[[], None] | None = None) -> None:
     """Returns when `request` (an MPI request) is complete.
 
     Args:
@@ -25,7 +25,7 @@ def wait(request, longest_pause: float = LONGEST_PAUSE, meanwhile: Callable[[], 
         longest_pause: seconds; pauses grow with the time waited, up to this.
         meanwhile: called between two looks; has to be quick.
     """
-    pause, waited = SHORTEST_PAUSE, 0.0
+    pause, waited = _SHORTEST_PAUSE, 0.0
     while not request.Test():
         if meanwhile:
             meanwhile()
