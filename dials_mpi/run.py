@@ -21,7 +21,7 @@ from dials_mpi.runs.checkpoint import MANIFEST, clear_after, newest_whole
 from dials_mpi.runs.clock import Clock, format_summary
 from dials_mpi.runs.directory import RunDirectory, lock, read_facts, record_failure
 from dials_mpi.runs.metrics import cut_back
-from dials_mpi.runs.stopping import StopFlag, Unfinished
+from dials_mpi.runs.stopping import STOP_FILE, StopFlag, Unfinished
 from dials_mpi.runs.tensorboard import check_installed
 from dials_mpi.simulators.conformance import check_domain, check_start
 from dials_mpi.simulators.interface import Domain
@@ -54,8 +54,8 @@ def run(comm, arguments: argparse.Namespace) -> int:
                 outcome = _agree(comm, arguments, cores)
             except UserError as error:
                 outcome = error
-        if outcome is None:
-            return 0
+        if isinstance(outcome, int):
+            return outcome
         if not isinstance(outcome, UserError):
             return _work(comm, clock, guard, stop, cores, device, *outcome)
     raise outcome
@@ -107,14 +107,14 @@ def _work(
         if directory:
             stop.watch(directory.path)
         session = Session(comm, configuration, domain, layout, clock, record, Path(path), stop, checkpoint, device)
-    state, code = "finished", 0
+    stopped_by, code = None, 0
     try:
         BY_MODE[configuration.mode](session)
     except Unfinished as asked:
-        state, code = "stopped", cli.EXIT_UNFINISHED
+        stopped_by, code = str(asked), cli.EXIT_UNFINISHED
         if record:
             record.progress.say(f"stopped by {asked}; go on with --resume {directory.path}")
-    summary = session.close(cores, state)
+    summary = session.close(cores, stopped_by)
     if summary:
         print(format_summary(summary))
         print(f"results in {directory.path}", flush=True)
@@ -161,11 +161,11 @@ def _layout(configuration: Configuration, domain: Domain, n_ranks: int, cores: i
     )
 
 
-def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple | None:
+def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple | int:
     """Rank 0 reads the configuration and makes the run directory; all ranks get the same outcome, good or bad.
 
     Returns:
-        What is wrong with the input; None if there is nothing left to do; or the configuration's values, what is
+        What is wrong with the input; the exit code if there is nothing to do; or the configuration's values, what is
         resumed (None for a new run, else the path of a checkpoint, or None for the beginning, and its manifest), the
         path of the run directory (None in a dry run) and, on rank 0 only, the run directory.
     """
@@ -210,9 +210,13 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
                     segments = plan(configuration, domain.horizon)
                     total = segments[-1].updates.stop
                     if done > total or (done == total and read_facts(run_path).get("state") == "finished"):
-                        print(f"{run_path} has come to step {step:,} already: nothing to do", flush=True)
                         held.close()
-                        raise _NothingToDo
+                        raise _NothingToDo(0, f"{run_path} has come to step {step:,} already: nothing to do")
+                    if arguments.resume == "auto" and (run_path / STOP_FILE).exists():
+                        held.close()
+                        raise _NothingToDo(
+                            cli.EXIT_UNFINISHED, f"{run_path / STOP_FILE}: the run stays stopped; remove it to go on"
+                        )
                     _check_datasets(run_path, configuration, _rounds_before(segments, done))
                     cut_back(run_path, resumed[1].get("metrics", {}))
                     directory = RunDirectory.reopen(run_path, held, configuration.to_yaml(), step, facts)
@@ -224,15 +228,16 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
             outcome = configuration.model_dump(mode="json"), resumed, path
         except UserError as error:
             outcome = error
-        except _NothingToDo:
-            pass
+        except _NothingToDo as nothing:
+            outcome, message = nothing.args
+            print(message, flush=True)
     barrier(comm)  # polite, while rank 0 reads and the others are still starting
     outcome = comm.bcast(outcome, root=0)
-    return outcome if outcome is None or isinstance(outcome, UserError) else (*outcome, directory)
+    return outcome if isinstance(outcome, int | UserError) else (*outcome, directory)
 
 
 class _NothingToDo(Exception):  # noqa: N818 - no error
-    """The run that is to be resumed has come to its end."""
+    """The run that is to be resumed has come to its end, or is to stay where it is: exit code, and why."""
 
 
 def resume_path(arguments: argparse.Namespace) -> Path | None:

@@ -36,9 +36,10 @@ steady_mpich() {
 }
 
 # train NAME ARGUMENTS…: starts the run of that name or goes on with it. When Slurm says that time is running out, the run
-# is asked to stop, writes a checkpoint, and the job puts itself back into the queue.
+# is asked to stop, writes a checkpoint, and the job puts itself back into the queue. A run that a person stops, with a
+# file STOP or --max-hours, stays stopped.
 train() {
-    local name=$1 runs=runs asked='' code=0 facts before pid i
+    local name=$1 runs=runs asked='' code=0 reason facts before pid i
     shift
     if ((SLURM_NTASKS < 2)); then
         echo "dials_mpi: --ntasks=$SLURM_NTASKS leaves no rank for the agents; ask for at least 2" >&2
@@ -62,9 +63,9 @@ train() {
     pid=$!
     while kill -0 "$pid" 2>/dev/null; do
         # A file rather than a signal: it reaches the run through every launcher. Not before this start of the run has
-        # written its facts, until when there is no folder yet, or an older STOP is taken away.
+        # written its facts, until when there is no folder yet, or an older REQUEUE is taken away.
         if [[ -n $asked && $(version "$facts") != "$before" ]]; then
-            touch "$runs/$name/STOP"
+            touch "$runs/$name/REQUEUE"
             asked=''
         fi
         sleep 1
@@ -78,10 +79,21 @@ train() {
         esac
     fi
     if ((code == 75)); then
-        echo "dials_mpi: unfinished; back into the queue"
         # By its place in the array, if it is in one: one of an array's tasks has the id of the whole array.
         local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-        scontrol requeue "${job:-$SLURM_JOB_ID}" || echo "dials_mpi: not possible; submit the job again" >&2
+        job=${job:-$SLURM_JOB_ID}
+        reason=$(sed -n 's/^ *"stopped_by": "\(.*\)",\?$/\1/p' "$facts")
+        [[ ! -e $runs/$name/STOP ]] || reason="the file STOP"
+        case $reason in
+            SIGTERM | SIGUSR1 | "the file REQUEUE")
+                echo "dials_mpi: unfinished; back into the queue"
+                scontrol requeue "$job" || echo "dials_mpi: not possible; submit the job again" >&2
+                ;;
+            *)
+                echo "dials_mpi: unfinished, and stays so: stopped by $reason. To go on: rm -f $runs/$name/STOP;" \
+                    "scontrol requeue $job"
+                ;;
+        esac
     fi
     exit "$code"
 }

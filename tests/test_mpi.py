@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from conftest import SMALL, SMALL_TRAFFIC
 from mpi4py import MPI
+from ring import RingGlobalSimulator
 
 from dials_mpi import cli
+from dials_mpi.algorithms.checkpointing import Checkpointing
+from dials_mpi.algorithms.session import Session
 from dials_mpi.config import MODES
 from dials_mpi.errors import UserError
 from dials_mpi.parallel import shared_rows
@@ -304,6 +307,46 @@ def test_a_run_stopped_at_any_boundary_loses_no_evaluation_and_has_none_twice(sh
             if comm.rank == 0:
                 assert differences(whole, parts) == [], count
         assert count > 6, "two collections, and four units"
+
+
+@pytest.mark.parametrize("size", [size for size in SIZES if size > 2])
+def test_owners_go_on_learning_while_rank_0_evaluates(shared_folder, monkeypatch, size):
+    """They meet every few milliseconds, during evaluations of a second, and the run ends as one of a single process."""
+    arguments = ["--agents=4", *RUNS["ring"], "--mode=untrained-dials", "--set=evaluation.handcoded_episodes=0"]
+    arguments += ["--set=checkpoint.boundary_seconds=0", "--set=parallel.coordinator_works=false"]
+    events = []
+    begin, step, meet = Session.begin, RingGlobalSimulator.step, Checkpointing._meet
+
+    def noted_begin(session):
+        events.clear()  # of the checks at the start
+        begin(session)
+
+    def slow_step(simulator, actions):
+        events.append("step")
+        time.sleep(0.025)
+        return step(simulator, actions)
+
+    def noted_meet(checkpoints, *wishes, **more):
+        outcome = meet(checkpoints, *wishes, **more)
+        events.append("meet")
+        return outcome
+
+    with sub_communicator(1) as comm:
+        if comm is not None:
+            alone = train(comm, shared_folder, "alone", *arguments)
+    with sub_communicator(size) as comm:
+        if comm is not None:
+            monkeypatch.setattr(Session, "begin", noted_begin)
+            monkeypatch.setattr(RingGlobalSimulator, "step", slow_step)
+            monkeypatch.setattr(Checkpointing, "_meet", noted_meet)
+            apart = train(comm, shared_folder, "apart", *arguments)
+    if WORLD.rank:
+        return
+    assert differences(alone, apart) == []
+    steps = [place for place, event in enumerate(events) if event == "step"]
+    assert len(steps) == 5 * 40, "five evaluations of four batches of ten steps; the last one is beside nothing"
+    for first in range(0, 4 * 40, 40):
+        assert "meet" in events[steps[first] : steps[first + 39]], events
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (5, 5, 5, 5), (5, 1, 3, 5)], ids=str)

@@ -15,6 +15,7 @@ from test_command_line import one_line
 from dials_mpi.runs.checkpoint import FORMAT, _digest, all_checkpoints, newest_whole, read_manifest, step_of
 from dials_mpi.runs.equality import differences
 from dials_mpi.runs.metrics import read_metrics
+from dials_mpi.runs.stopping import REASONS, StopFlag
 
 RUNS = {
     "warehouse dials": ["--env=warehouse", *SMALL],
@@ -87,11 +88,49 @@ def test_every_way_to_stop_leads_to_a_checkpoint_and_exit_code_75(command_line, 
     assert "go on with --resume" in out
     manifest = newest_whole(folder / "checkpoints")[1]
     assert manifest["updates"] > 0
-    assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["state"] == "stopped"
+    assert facts["stopped_by"] == ("the file STOP" if how == "STOP" else how.name)
     result = command_line("--resume=runs/s", AT_ONCE)
     assert result.returncode == 75, result.stderr
     assert f"resumed at step {manifest['step']:,}" in result.stdout
     assert not (folder / "STOP").exists()
+
+
+@pytest.mark.parametrize("earlier", ["SIGTERM", "REQUEUE"])
+def test_a_person_who_stops_a_run_is_heard_before_the_batch_system(tmp_path, earlier):
+    """Who is asked twice before the next boundary stops for good."""
+    with StopFlag() as flag:
+        flag.watch(tmp_path)
+        assert flag.reason == 0
+        if earlier == "REQUEUE":
+            (tmp_path / earlier).touch()
+        else:
+            signal.raise_signal(signal.Signals[earlier])
+        assert REASONS[flag.reason - 1] in (earlier, f"the file {earlier}")
+        (tmp_path / "STOP").touch()
+        assert REASONS[flag.reason - 1] == "the file STOP"
+
+
+def test_auto_leaves_a_run_alone_that_a_person_has_stopped(command_line, parts):
+    (parts / "STOP").touch()
+    before = {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
+    arguments = ["--env=warehouse", *SMALL, "--name=parts", "--resume=auto"]
+    result = command_line(*arguments)
+    assert result.returncode == 75
+    assert result.stdout == "runs/parts/STOP: the run stays stopped; remove it to go on\n"
+    assert before == {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
+    (parts / "STOP").unlink()
+    assert command_line(*arguments).returncode == 0
+
+
+def test_the_file_of_a_job_script_stops_a_run_and_is_taken_away_when_it_goes_on(command_line, parts):
+    (parts / "STOP").touch()
+    assert command_line("--resume=runs/parts", AT_ONCE).returncode == 75, "a person says so"
+    assert not (parts / "STOP").exists()
+    (parts / "REQUEUE").touch()
+    assert command_line("--env=warehouse", *SMALL, "--name=parts", "--resume=auto").returncode == 0
+    assert not (parts / "REQUEUE").exists()
 
 
 def test_ranks_hear_of_a_stop_although_they_meet_seldom(command_line):

@@ -165,6 +165,26 @@ def test_a_job_that_is_stopped_in_every_way_goes_on_by_itself_to_the_same_end(cl
     assert differences(by_mpirun, run) == []
 
 
+def test_a_job_that_a_person_stops_stays_stopped_until_a_person_lets_it_go_on(cluster, by_mpirun):
+    job = cluster.submit("--nodes=2", "--ntasks=3", WAREHOUSE, *LONG)
+    run = cluster.runs / f"warehouse_2x2_{job}"
+    cluster.wait_for_work(job)
+    (run / "STOP").touch()
+    for restarts in range(2):  # the second time as Slurm does by itself when a node has died
+        facts = cluster.wait_for_the_end(job)
+        assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "75:0"), cluster.log(job)
+        assert facts["Restarts"] == str(restarts)
+        assert json.loads((run / "run.json").read_text())["stopped_by"] == "the file STOP"
+        assert cluster.log(job).count("unfinished, and stays so: stopped by the file STOP") == restarts + 1
+        assert "back into the queue" not in cluster.log(job)
+        if restarts:
+            (run / "STOP").unlink()
+        cluster("scontrol", "requeue", job)
+    facts = cluster.wait_for_the_end(job)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "2"), cluster.log(job)
+    assert differences(by_mpirun, run) == []
+
+
 def test_a_job_ends_with_its_rank_and_when_it_is_cancelled_and_its_run_can_be_resumed(cluster):
     job = cluster.submit("--nodes=2", "--ntasks=3", WAREHOUSE, *ENDLESS)
     run = cluster.runs / f"warehouse_2x2_{job}"

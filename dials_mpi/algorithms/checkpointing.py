@@ -18,7 +18,7 @@ from dials_mpi.parallel.layout import Layout
 from dials_mpi.runs import faults
 from dials_mpi.runs.checkpoint import begin, partial_folder, publish, read_agents, shard_name, write_shard
 from dials_mpi.runs.directory import versions
-from dials_mpi.runs.stopping import StopFlag, Unfinished
+from dials_mpi.runs.stopping import REASONS, StopFlag, Unfinished
 
 T = TypeVar("T")
 
@@ -89,6 +89,10 @@ class Checkpointing:
         """Arrays [A, …] by name that are part of a checkpoint beside what is kept."""
         self.more_facts: Callable[[], dict[str, Any]] = dict
         """On rank 0: what the manifest says beside what is said here."""
+        self.is_evaluating: Callable[[], bool] = lambda: False
+        """On rank 0: whether an evaluation is going on beside learning, of which no checkpoint can tell."""
+        self.finish_evaluation: Callable[[], None] = lambda: None
+        """On rank 0: brings it to its end."""
         self._due = 0  # the next boundary that all ranks meet at
         self._met = time.monotonic(), self.start
         self._written = time.monotonic(), self.start if resumed else -1
@@ -130,8 +134,8 @@ class Checkpointing:
         if updates < self._due and not always:
             return
         faults.point("boundary")
-        if self._meet(updates, stop=self._stop.reason is not None):
-            raise Unfinished(self._stop.reason or "another rank")
+        if reason := self._meet(updates, self._stop.reason):
+            raise Unfinished(REASONS[reason - 1])
 
     def finish(self, updates: int) -> None:
         """The last boundary of a run, with a checkpoint."""
@@ -158,7 +162,7 @@ class Checkpointing:
             self._exchange.barrier()
             pace = (time.monotonic() - begin) / bits
             begin = time.monotonic()
-            wish = np.array([self._stop.reason is not None, work is not None, 1], np.int64)
+            wish = np.array([self._stop.reason, work is not None, 1], np.int64)
             if self._rank == 0 and pace:
                 wish[2] = max(1, min(int(self._configuration.checkpoint.boundary_seconds / pace), 10**9))
             stop, busy, bits = self._exchange.greatest(wish).tolist()
@@ -184,16 +188,30 @@ class Checkpointing:
             self._candidates[updates] = self._snapshot(updates)
         return best
 
-    def _meet(self, updates: int, stop: bool = False, write: bool = False) -> bool:
-        """All ranks agree on what is to be done and do it; returns whether to stop."""
+    def _meet(self, updates: int, stop: int = 0, write: bool = False) -> int:
+        """All ranks agree on what is to be done and do it.
+
+        Args:
+            stop: this rank's `StopFlag.reason`.
+            write: whether to write a checkpoint in any case.
+
+        Returns:
+            Why to stop, as of `StopFlag.reason`; 0 to go on.
+        """
         self.reached = updates
         self._exchange.barrier()  # rank 0 is here long before the others: what it measures begins when all are
-        wish = np.array([stop, write, 0, -1], np.int64)
+        wish = np.array([stop, write, 0, -1, False], np.int64)
         if self._rank == 0:
             wish[1] |= self._is_due(updates)
             wish[2] = self._next_meeting(updates)
             wish[3] = self._best_updates
-        stop, write, self._due, best = self._exchange.greatest(wish).tolist()
+            wish[4] = self.is_evaluating()
+        stop, write, self._due, best, evaluating = self._exchange.greatest(wish).tolist()
+        if evaluating:
+            if not (stop or write):
+                return 0  # any candidate may come to be the best
+            self.finish_evaluation()
+            return self._meet(updates, stop, bool(write))
         self._candidates = {best: self._candidates[best]} if best in self._candidates else {}
         if stop or write:
             if best < updates:
@@ -203,7 +221,7 @@ class Checkpointing:
                 self._write(self._snapshot(updates), best)
             self._candidates = {}
             self._written = time.monotonic(), updates
-        return bool(stop)
+        return stop
 
     def _is_due(self, updates: int) -> bool:
         settings = self._configuration.checkpoint

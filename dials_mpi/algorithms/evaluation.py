@@ -9,11 +9,12 @@ import torch
 
 from dials_mpi.config import Configuration
 from dials_mpi.errors import UserError
-from dials_mpi.learning.episodes import JointEpisodes, batches_of, play_episode
+from dials_mpi.learning.episodes import JointEpisodes, batches_of, episode_by_steps
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.rollout import Player
 from dials_mpi.runs.policies import policies_of_run
 from dials_mpi.simulators.interface import Domain
+from dials_mpi.stepwise import finish
 from dials_mpi.streams import streams
 
 
@@ -112,7 +113,7 @@ def play_controller(
     """The episodes `members` of `evaluate_controller`, side by side; returns [N, B] float32."""
     with domain.global_simulator(len(members), controller) as simulator:
         simulator.seed(streams(seed, "evaluate/simulator", members))
-        return play_episode(domain, simulator, act, tick)
+        return finish(episode_by_steps(domain, simulator, act, tick))
 
 
 def load_policy(

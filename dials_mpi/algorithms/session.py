@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,11 @@ class Session:
         self.device = device
         """Where this rank's agents learn. `joint_policy` acts on the CPU."""
         self.exchange = Exchange(comm, layout, clock)
+        self._evaluation: Generator[None, None, None] | None = None
+        """On rank 0: what is left of an evaluation beside learning."""
         if record:
             self.exchange.on_progress = self.tick
+            self.exchange.spare_work = self._evaluate_one_step
         self.agents = layout.agents(comm.rank)
         """Ids of the agents that this rank owns."""
         self.policy = self._policy_of(self.agents, configuration.seed, device=device)
@@ -125,6 +128,8 @@ class Session:
         self.checkpoints = Checkpointing(configuration, layout, comm.rank, self.exchange, clock, folder, stop, resumed)
         self.checkpoints.more_arrays = self._statistics_rows
         self.checkpoints.more_facts = self._facts
+        self.checkpoints.is_evaluating = lambda: self._evaluation is not None
+        self.checkpoints.finish_evaluation = self.finish_evaluation
         self.checkpoints.keep("policy", self.policy.parameters)
 
     def begin(self) -> None:
@@ -157,6 +162,7 @@ class Session:
 
     def gather_policies(self) -> None:
         """Owners → collectors: `joint_policy` becomes the policies as they are now."""
+        self.finish_evaluation()  # of those that it has been
         joint = self._joint_rows
         self.exchange.gather_rows(self.policy.parameters.cpu().numpy(), joint.rows, joint.hosts)
         with self.clock("gather"):
@@ -214,18 +220,42 @@ class Session:
         Args:
             updates: done so far.
             together: the collectors share the work and all ranks wait for them; else rank 0 does it, and the owners go
-                on meanwhile.
+                on meanwhile: a rank 0 that owns no agents has until the next `gather_policies`.
         """
         evaluation = self.configuration.evaluation
         batches = batches_of(evaluation.episodes, evaluation.copies)
+        if together:
+            with self.joint_episodes(updates) as episodes:
+                self._record_evaluation(updates, self._shared(batches, lambda *mine: episodes.play(*mine)))
+        elif self.record:
+            self._evaluation = self._evaluate_alone(updates, batches)
+            if self.agents:
+                self.finish_evaluation()
+        else:
+            self._record_evaluation(updates, self.empty_returns(0))
+
+    def finish_evaluation(self) -> None:
+        """Rank 0 does what is left of an evaluation, if it has any; elsewhere nothing."""
+        while self._evaluate_one_step():
+            self.exchange.receive_progress()
+
+    def _evaluate_one_step(self) -> bool:
+        """A joint step of the evaluation that is going on; whether there is one."""
+        if self._evaluation is None:
+            return False
+        with self.clock("evaluate"):
+            try:
+                next(self._evaluation)
+            except StopIteration:
+                self._evaluation = None
+        return True
+
+    def _evaluate_alone(self, updates: int, batches: list[range]) -> Generator[None, None, None]:
+        """Yields after each joint step; whoever lets it go on books the time."""
+        returns = self.empty_returns(batches[-1].stop)
         with self.joint_episodes(updates) as episodes:
-            if together:
-                returns = self._shared(batches, lambda *mine: episodes.play(*mine))
-            else:
-                returns = self.empty_returns(evaluation.episodes)
-                with self.clock("evaluate"):
-                    for number, members in enumerate(batches) if self.record else ():
-                        returns[:, members] = episodes.play(number, members)
+            for number, members in enumerate(batches):
+                returns[:, members] = yield from episodes.play_by_steps(number, members)
         self._record_evaluation(updates, returns)
 
     def _shared(self, batches: list[range], play: Callable[[int, range], np.ndarray]) -> np.ndarray:
@@ -318,14 +348,14 @@ class Session:
         else:
             self.exchange.post_progress(updates)
 
-    def close(self, cores: int, state: str = "finished") -> dict | None:
+    def close(self, cores: int, stopped_by: str | None = None) -> dict | None:
         """Collects every rank's clock; returns the closing summary on rank 0.
 
         Args:
-            state: what `run.json` says of the run.
+            stopped_by: one of `runs.stopping.REASONS` if the run has not come to its end.
         """
         self.clock.stage = "end"
-        if state == "finished":
+        if not stopped_by:
             self.checkpoints.finish(plan(self.configuration, self.domain.horizon)[-1].updates.stop)
         reports = self.exchange.gather_report(self.clock.report())
         self.exchange.close()
@@ -338,7 +368,7 @@ class Session:
         self.record.close()
         if self.domain.scratch:
             shutil.rmtree(self.domain.scratch, ignore_errors=True)  # all others have handed in their reports by now
-        self.record.directory.finish(summary, state)
+        self.record.directory.finish(summary, stopped_by)
         return summary
 
     def _policy_of(self, agents, seed: int | None, **where) -> Policy:

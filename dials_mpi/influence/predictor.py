@@ -12,6 +12,7 @@ from dials_mpi.learning.networks import StackedNetwork, as_features, mean_per_ag
 from dials_mpi.learning.optimiser import Adam
 from dials_mpi.simulators.interface import Influence
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel, logistic
+from dials_mpi.stepwise import finish
 from dials_mpi.streams import torch_seed
 
 _EVALUATION_SAMPLES = 1000
@@ -132,12 +133,7 @@ def train(
     predictor: InfluencePredictor, dataset: InfluenceDataset, test_fraction: float, permutations: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """`train_by_epochs` from beginning to end; returns what that returns."""
-    epochs = train_by_epochs(predictor, dataset, test_fraction, permutations)
-    while True:
-        try:
-            next(epochs)
-        except StopIteration as end:
-            return end.value
+    return finish(train_by_epochs(predictor, dataset, test_fraction, permutations))
 
 
 def train_by_epochs(

@@ -1,12 +1,13 @@
 """Whole episodes of the joint policy on the global simulator, in batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import numpy as np
 
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.rollout import Player, SteppedByActions
 from dials_mpi.simulators.interface import Domain, GlobalSimulator
+from dials_mpi.stepwise import finish
 from dials_mpi.streams import streams
 
 
@@ -65,6 +66,15 @@ class JointEpisodes:
         Returns:
             [N, B] float32, undiscounted return of every agent in every episode.
         """
+        return finish(self.play_by_steps(batch, members, watched))
+
+    def play_by_steps(
+        self,
+        batch: int,
+        members: range,
+        watched: Callable[[GlobalSimulator], SteppedByActions] = lambda simulator: simulator,
+    ) -> Generator[None, None, np.ndarray]:
+        """`play`, which yields after each joint step."""
         n_agents, copies = self.domain.n_agents, len(members)
         if self._simulator is None or copies != self._copies:
             self.close()
@@ -73,20 +83,21 @@ class JointEpisodes:
         acting = range(batch * n_agents, (batch + 1) * n_agents)
         player = Player(self._policy, copies, streams(self._seed, "evaluate/actions", acting, self._step))
         player.reset()
-        return play_episode(self.domain, watched(self._simulator), player.act, self._tick)
+        return (yield from episode_by_steps(self.domain, watched(self._simulator), player.act, self._tick))
 
 
-def play_episode(
+def episode_by_steps(
     domain: Domain,
     simulator: SteppedByActions,
     act: Callable[[np.ndarray], np.ndarray | None],
     tick: Callable[[], None],
-) -> np.ndarray:
-    """One episode in each copy of a simulator that has been seeded; returns [N, B] float32."""
+) -> Generator[None, None, np.ndarray]:
+    """One episode in each copy of a simulator that has been seeded; yields after each step, returns [N, B] float32."""
     observations = simulator.reset()
     total = 0.0
     for _ in range(domain.horizon):
         observations, rewards = simulator.step(act(observations))
         total = total + rewards
         tick()
+        yield
     return total

@@ -44,11 +44,13 @@ class Exchange:
         self._posted_at = -math.inf
         self.on_progress: Callable[[int], None] = lambda progress: None
         """On rank 0: called with the last progress posted, while it waits for the owners."""
+        self.spare_work: Callable[[], bool] = lambda: False
+        """On rank 0: does a bit of work while it waits for the others; whether there was any."""
 
     def barrier(self) -> None:
         """Waits for all ranks."""
         with self._clock("wait"):
-            barrier(self._comm, meanwhile=self._receive_progress if self._receives_progress else None)
+            barrier(self._comm, meanwhile=self._meanwhile)
 
     def post_progress(self, progress: int) -> None:
         """Owners tell how far they are; the first one's word goes to rank 0, about once a second, without waiting."""
@@ -68,10 +70,15 @@ class Exchange:
         while self._receives_progress and self._progress[0] != _NO_MORE_PROGRESS:
             wait(self._comm.Irecv(self._progress, source=_REPORTER, tag=_PROGRESS_TAG))
 
-    def _receive_progress(self) -> None:
-        while self._comm.Iprobe(source=_REPORTER, tag=_PROGRESS_TAG):
+    def receive_progress(self) -> None:
+        """On rank 0: what owners have posted so far; elsewhere, or if none do, nothing."""
+        while self._receives_progress and self._comm.Iprobe(source=_REPORTER, tag=_PROGRESS_TAG):
             self._comm.Recv(self._progress, source=_REPORTER, tag=_PROGRESS_TAG)
             self.on_progress(int(self._progress[0]))
+
+    def _meanwhile(self) -> bool:
+        self.receive_progress()
+        return self.spare_work()
 
     def gather_rows(self, rows: np.ndarray, into: np.ndarray | None, receivers: Sequence[int] = (0,)) -> None:
         """Collects every owner's rows.

@@ -17,24 +17,24 @@ _LATENESS = 1 / 16
 """Pauses longer than `_QUICK_PAUSE` are at most this share of the time waited, so that nobody comes late by more."""
 
 
-def wait(request, longest_pause: float = _LONGEST_PAUSE, meanwhile: Callable[[], None] | None = None) -> None:
+def wait(request, longest_pause: float = _LONGEST_PAUSE, meanwhile: Callable[[], bool] | None = None) -> None:
     """Returns when `request` (an MPI request) is complete.
 
     Args:
         request: of a non-blocking operation.
         longest_pause: seconds; pauses grow with the time waited, up to this.
-        meanwhile: called between two looks; has to be quick.
+        meanwhile: called between two looks; whether it has done some work, after which the next look comes at once.
     """
     pause, waited = _SHORTEST_PAUSE, 0.0
     while not request.Test():
-        if meanwhile:
-            meanwhile()
+        if meanwhile and meanwhile():
+            continue
         time.sleep(pause)
         waited += pause
         pause = min(2 * pause, max(_QUICK_PAUSE, waited * _LATENESS), longest_pause)
 
 
-def barrier(comm, meanwhile: Callable[[], None] | None = None) -> None:
+def barrier(comm, meanwhile: Callable[[], bool] | None = None) -> None:
     """Returns when all ranks of `comm` have called it.
 
     They report to rank 0, which lets them go: two messages one after the other, where MPI's own barrier passes on a

@@ -41,6 +41,7 @@ class Clock:
         self._waits = dict.fromkeys(STAGES, 0.0)
         self._stack: list[str] = []
         self._mark = self._begin = time.perf_counter()
+        self._cpu_mark = 0.0
         self._next = ""
         self._failed_in: str | None = None
         self.waiting_cpu = 0.0
@@ -51,24 +52,31 @@ class Clock:
         return self
 
     def __enter__(self) -> None:
-        now = time.perf_counter()
-        if self._stack:
-            self._seconds[self._stack[-1]] += now - self._mark
+        self._book()
         self._stack.append(self._next)
-        if self._next == "wait":
-            self.waiting_cpu -= time.process_time()
-        self._mark = now
+        self._begin_to_book()
 
     def __exit__(self, kind, error, trace) -> None:
-        now = time.perf_counter()
+        self._book()
         phase = self._stack.pop()
-        self._seconds[phase] += now - self._mark
-        if phase == "wait":
-            self._waits[self.stage] += now - self._mark
-            self.waiting_cpu += time.process_time()
         if kind is not None and self._failed_in is None:
             self._failed_in = phase
-        self._mark = now
+        self._begin_to_book()
+
+    def _book(self) -> None:
+        """The time since `_begin_to_book`, to the phase that it was spent in."""
+        if not self._stack:
+            return
+        seconds = time.perf_counter() - self._mark
+        self._seconds[self._stack[-1]] += seconds
+        if self._stack[-1] == "wait":
+            self._waits[self.stage] += seconds
+            self.waiting_cpu += time.process_time() - self._cpu_mark
+
+    def _begin_to_book(self) -> None:
+        self._mark = time.perf_counter()
+        if self._stack and self._stack[-1] == "wait":
+            self._cpu_mark = time.process_time()
 
     @property
     def phase(self) -> str:

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from dials_mpi.errors import UserError
 from dials_mpi.runs.files import replace_durably
+from dials_mpi.runs.stopping import REQUEUE_FILE, STOP_FILE
 
 _PACKAGES = ("dials_mpi", "numpy", "torch", "mpi4py", "h5py", "pydantic", "eclipse-sumo", "libsumo", "traci")
 
@@ -74,8 +75,9 @@ class RunDirectory:
             temporary = path / "config.yaml.tmp"
             temporary.write_text(configuration_yaml, encoding="utf-8")
             replace_durably(temporary, path / "config.yaml")
-            (path / "STOP").unlink(missing_ok=True)
-            for name in ("ended", "failure", "summary"):
+            for name in (STOP_FILE, REQUEUE_FILE):
+                (path / name).unlink(missing_ok=True)
+            for name in ("ended", "failure", "stopped_by", "summary"):
                 self._facts.pop(name, None)
             sessions = [
                 *self._facts.get("resumed", []),
@@ -95,8 +97,10 @@ class RunDirectory:
         self._facts.update(facts)
         _write_facts(self.path, self._facts)
 
-    def finish(self, summary: dict[str, Any], state: str = "finished") -> None:
-        self.update(state=state, ended=_now(), summary=summary)
+    def finish(self, summary: dict[str, Any], stopped_by: str | None = None) -> None:
+        """The last entries of `run.json`; with a reason to be resumed."""
+        ended = {"state": "stopped", "stopped_by": stopped_by} if stopped_by else {"state": "finished"}
+        self.update(**ended, ended=_now(), summary=summary)
         self._lock.close()
 
 

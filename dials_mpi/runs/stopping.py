@@ -1,15 +1,26 @@
-"""One flag for everything that asks a run to stop: signals, a time limit, a file."""
+"""One flag for everything that asks a run to stop: signals, a time limit, files."""
 
 import signal
 import time
 from pathlib import Path
 
 STOP_FILE = "STOP"
+REQUEUE_FILE = "REQUEUE"
+"""A job script asks with it for a stop of which the batch system is to make a pause."""
+REASONS = (
+    signal.SIGTERM.name,
+    signal.SIGUSR1.name,
+    f"the file {REQUEUE_FILE}",
+    signal.SIGINT.name,
+    "--max-hours",
+    f"the file {STOP_FILE}",
+)
+"""What asks for a stop, in words. Of several reasons the last one counts: a person's before the batch system's."""
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Unfinished(Exception):  # noqa: N818 - not an error: the run is to be resumed
-    """Raised on all ranks alike when a run stops before its end; its checkpoint is written."""
+    """Raised on all ranks alike when a run stops before its end, with one of `REASONS`; its checkpoint is written."""
 
 
 class StopFlag:
@@ -23,8 +34,8 @@ class StopFlag:
 
     def __init__(self, max_hours: float | None = None):
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
-        self._file: Path | None = None
-        self._signal: str | None = None
+        self._folder: Path | None = None
+        self._signals: set[str] = set()
 
     def __enter__(self) -> "StopFlag":
         self._before = {number: signal.signal(number, self._heard) for number in _SIGNALS}
@@ -35,21 +46,21 @@ class StopFlag:
             signal.signal(number, handler)
 
     def watch(self, folder: Path) -> None:
-        """From now on the file `STOP` in the run directory is a reason, too."""
-        self._file = folder / STOP_FILE
+        """From now on the files `STOP` and `REQUEUE` in the run directory are reasons, too."""
+        self._folder = folder
 
     @property
-    def reason(self) -> str | None:
-        """What asked for a stop, for people; None if nothing did."""
-        if self._signal:
-            return self._signal
+    def reason(self) -> int:
+        """What asked for a stop, counted in `REASONS` from 1; 0 if nothing did."""
+        found = {*self._signals}
         if self._deadline is not None and time.monotonic() >= self._deadline:
-            return "--max-hours"
-        if self._file and self._file.exists():
-            return f"the file {self._file}"
-        return None
+            found.add("--max-hours")
+        if self._folder:
+            found |= {f"the file {name}" for name in (REQUEUE_FILE, STOP_FILE) if (self._folder / name).exists()}
+        return max((REASONS.index(reason) + 1 for reason in found), default=0)
 
     def _heard(self, number: int, frame) -> None:
-        if number == signal.SIGINT and self._signal == "SIGINT":
+        name = signal.Signals(number).name
+        if name == "SIGINT" and name in self._signals:
             raise KeyboardInterrupt
-        self._signal = signal.Signals(number).name
+        self._signals.add(name)
