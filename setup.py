@@ -11,7 +11,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=[*find_packages(include=["dials_mpi", "dials_mpi.*"]), "dials_mpi.configs"],
     # configs/ stands at the top for people; an installed wheel carries it inside the package.
     package_dir={"dials_mpi.configs": "configs"},

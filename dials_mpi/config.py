@@ -79,7 +79,9 @@ class PPOSettings(Settings):
     anneal: bool = Field(True, description="learning rate falls linearly to 0")
     anneal_clip: bool = Field(False, description="clip falls linearly to 0")
     anneal_entropy: bool = Field(False, description="entropy_coefficient falls linearly to 0")
-    anneal_steps: int | None = Field(None, ge=1, description="steps per agent until they are 0; null: the run's steps")
+    anneal_steps: int | None = Field(
+        None, ge=1, description="steps per agent until they are 0; null: the run's steps, as when it was made"
+    )
 
     @property
     def rollout_steps(self) -> int:
@@ -177,13 +179,21 @@ class Configuration(Settings):
     log: LogSettings = LogSettings()
     parallel: ParallelSettings = ParallelSettings()
 
+    @model_validator(mode="after")
+    def _annealing_has_an_end(self):
+        """Said once and for all when a run is made: one that is prolonged goes on as it began."""
+        if self.ppo.anneal_steps is None:
+            ppo = self.ppo.model_copy(update={"anneal_steps": self.steps})
+            object.__setattr__(self, "ppo", ppo)
+        return self
+
     def steps_after(self, updates: int) -> int:
         """Training steps per agent after that many PPO updates."""
         return updates * self.ppo.rollout_steps
 
     def annealed(self, update: int) -> float:
         """Share of the annealing that is done when an update begins, 0 … 1."""
-        return min(1.0, self.steps_after(update) / (self.ppo.anneal_steps or self.steps))
+        return min(1.0, self.steps_after(update) / self.ppo.anneal_steps)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -104,6 +104,11 @@ def _work(
             record.progress.say(f"{directory.path}: {configuration.mode} on {domain.name}, {layout}")
             if resumed:
                 record.progress.say(f"resumed at step {configuration.steps_after(done):,} of {configuration.steps:,}")
+                if configuration.ppo.anneal and configuration.steps > configuration.ppo.anneal_steps:
+                    record.progress.say(
+                        f"note: from step {configuration.ppo.anneal_steps:,} on, ppo.anneal_steps since the run was "
+                        "made, the learning rate is 0 and nothing more is learned"
+                    )
         if directory:
             stop.watch(directory.path)
         session = Session(comm, configuration, domain, layout, clock, record, Path(path), stop, checkpoint, device)
@@ -181,8 +186,11 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
                 if "env" not in values[0][1]:
                     raise UserError(f"{file}: no configuration of a run: it has no env; restore it")
                 stored = resolve(values, defaults)
+                # What follows from the steps that the run was made with does not follow from those of now.
+                made = (str(file), {"ppo": {"anneal_steps": stored.ppo.anneal_steps}})
                 # With auto the command line stands for itself, as it did when the run was started.
-                configuration = resolve(layers if arguments.resume == "auto" else values + layers, defaults)
+                before = [made] if arguments.resume == "auto" else [*values, made]
+                configuration = resolve([*before, *layers], defaults)
                 refuse_changes(stored, configuration, run_path)
             else:
                 configuration = resolve(layers, defaults)
@@ -303,7 +311,10 @@ def _newest_checkpoint(path: Path, stored: Configuration) -> tuple[str | None, d
         )
     if checkpoint:
         # Completed by this version's defaults, like the file: neither may know settings that are new.
-        made_with = resolve([(str(checkpoint / MANIFEST), manifest["configuration"])], stored.agents)
+        values = manifest["configuration"]
+        if values["ppo"].get("anneal_steps") is None:  # of a version that left it open
+            values = {**values, "ppo": {**values["ppo"], "anneal_steps": stored.ppo.anneal_steps}}
+        made_with = resolve([(str(checkpoint / MANIFEST), values)], stored.agents)
         if changes := _changes(made_with, stored):
             raise UserError(
                 f"--resume: {path / 'config.yaml'} is not what {checkpoint} was made with ({changes}); restore it, or "

@@ -408,11 +408,51 @@ def test_a_setting_that_its_version_did_not_have_yet_does_not_keep_a_run_from_go
     assert differences(command_line.folder / "runs" / "whole", parts) == []
 
 
-def test_a_finished_run_can_be_made_longer(command_line):
-    assert command_line("--env=warehouse", *SMALL, "--name=long").returncode == 0
-    assert command_line("--resume=runs/long", "--steps=2400").returncode == 0
-    metrics = read_metrics(command_line.folder / "runs" / "long")
-    assert [record["step"] for record in metrics if record["phase"] == "evaluate"] == list(range(0, 2401, 400))
+ANNEALED = ["--set=ppo.anneal=false", "--set=ppo.anneal_clip=true", "--set=ppo.anneal_entropy=true"]
+
+
+@pytest.mark.parametrize(
+    "again", [["--resume=runs/parts"], ["--env=warehouse", *SMALL, *ANNEALED, "--resume=auto", "--name=parts"]]
+)
+def test_a_prolonged_run_is_one_that_was_started_with_its_values(command_line, again):
+    """Finished at 1,200 of what come to be 2,000 steps: clip and bonus have fallen to 0 by then, and stay there."""
+    runs = command_line.folder / "runs"
+    arguments = ["--env=warehouse", *SMALL, *ANNEALED]
+    assert command_line(*arguments, "--steps=1200", "--name=parts").returncode == 0
+    result = command_line(*again, "--steps=2000")
+    assert result.returncode == 0, result.stderr
+    stored = yaml.safe_load((runs / "parts" / "config.yaml").read_text())
+    assert (stored["steps"], stored["ppo"]["anneal_steps"]) == (2000, 1200)
+    assert command_line(*arguments, "--steps=2000", "--set=ppo.anneal_steps=1200", "--name=whole").returncode == 0
+    assert differences(runs / "whole", runs / "parts") == []
+    assert command_line(*arguments, "--steps=2000", "--name=other").returncode == 0
+    assert differences(runs / "whole", runs / "other") != [], "it matters"
+
+
+def test_a_prolonged_run_says_that_it_learns_nothing_more_where_it_does_not(command_line):
+    assert command_line("--env=warehouse", *SMALL, "--steps=800", "--name=long").returncode == 0
+    result = command_line("--resume=runs/long", "--steps=1200")
+    assert "note: from step 800 on, ppo.anneal_steps since the run was made, the learning rate is 0" in result.stdout
+    with np.load(command_line.folder / "runs" / "long" / "policies.npz") as policies:
+        assert policies["step"] == 1200
+        kept = policies["parameters"]
+    shards = command_line.folder / "runs" / "long" / "checkpoints" / "step_000000000800"
+    assert np.array_equal(kept, np.load(shards / "rank_0000.npz")["policy"])
+
+
+def test_a_run_of_a_version_that_left_the_end_of_annealing_open_goes_on(command_line, parts):
+    """Its configuration says null, and so does the manifest."""
+    stored = yaml.safe_load((parts / "config.yaml").read_text())
+    stored["ppo"]["anneal_steps"] = None
+    (parts / "config.yaml").write_text(yaml.safe_dump(stored))
+    for checkpoint in all_checkpoints(parts / "checkpoints"):
+        configuration = read_manifest(checkpoint)["configuration"]
+        configuration["ppo"]["anneal_steps"] = None
+        change_manifest(checkpoint, configuration=configuration)
+    # Prolonged, and stopped before it has a checkpoint that knows.
+    assert command_line("--resume=runs/parts", "--steps=2000", AT_ONCE).returncode == 75
+    assert command_line("--resume=runs/parts", "--steps=1600").returncode == 0
+    assert differences(command_line.folder / "runs" / "whole", parts) == []
 
 
 def test_a_run_cut_short_where_a_collection_was_to_evaluate_is_evaluated(command_line):
