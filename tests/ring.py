@@ -77,6 +77,36 @@ class Ring(Domain):
         return RingLocalSimulator(len(agents), copies)
 
 
+class _Prices:
+    """Pays agent i with i + 1 instead of 1."""
+
+    def step(self, *arguments):
+        step = super().step(*arguments)
+        return Step(step.observations, step.rewards * self.prices)
+
+
+class UnequalGlobalSimulator(_Prices, RingGlobalSimulator):
+    pass
+
+
+class UnequalLocalSimulator(_Prices, RingLocalSimulator):
+    pass
+
+
+class Unequal(Ring):
+    """Places that are worth more than others; nobody earns more at his own than the controller."""
+
+    def global_simulator(self, copies, controller=None):
+        simulator = UnequalGlobalSimulator(self.n_agents, copies)
+        simulator.prices = np.arange(1, self.n_agents + 1, dtype=np.float32)[:, None]
+        return simulator
+
+    def local_simulator(self, agents, copies):
+        simulator = UnequalLocalSimulator(len(agents), copies)
+        simulator.prices = np.array(agents, np.float32)[:, None] + 1
+        return simulator
+
+
 class Uninfluenced(Ring):
     """Without influence sources: good for mode gs alone."""
 

@@ -125,6 +125,19 @@ def test_the_runs_own_seed_repeats_its_evaluations_to_the_digit(small_run, tmp_p
     assert content(small_run) == before, "the run is only read"
 
 
+def test_a_run_counts_the_agents_above_the_best_controller_at_their_own_places(command_line):
+    """Agent i is paid i + 1, so that most are above the controller's mean; at their places they can draw level."""
+    more = ["--set=ppo.sequence_length=10", "--set=ppo.rollout_length=10", "--set=ppo.minibatch_size=80"]
+    more += ["--set=evaluation.interval=800", "--set=evaluation.episodes=4", "--set=policy.recurrent_size=0"]
+    result = command_line("--env=ring:Unequal", "--mode=gs", "--agents=8", "--name=u", "--steps=4000", *more)
+    assert result.returncode == 0, result.stderr
+    reference, *records = read_metrics(command_line.folder / "runs" / "u")
+    assert reference["per_agent"]["mean_return"] == [10.0 * (i + 1) for i in range(8)]
+    evaluations = [record for record in records if record["phase"] == "evaluate"]
+    assert max(evaluations[-1]["per_agent"]["mean_return"]) > reference["mean_return"] == 45
+    assert [record["share_above_reference"] for record in evaluations] == [0.0] * 6
+
+
 def test_other_episodes_by_default_and_another_world_on_request(small_run, tmp_path):
     out = tmp_path / "e.json"
     results = []

@@ -56,15 +56,26 @@ def copy(runs, tmp_path):
     return make
 
 
-def made_up(folder: Path, seed: int, returns: list[float], steps=(0, 400, 800), **changes) -> Path:
-    """A run directory with these mean returns of two agents, and with cross-entropies 1.4 → 0.5 and 0.6 → 0.4."""
+OLDEST = {"oldest": (13.0, 0.3, [12.5, 13.5])}
+"""A hand-coded controller: mean return, its standard error, and what it earns at each place."""
+
+
+def made_up(
+    folder: Path, seed: int, returns: list[float], steps=(0, 400, 800), references=OLDEST, facts=None, **changes
+) -> Path:
+    """A run directory with these mean returns of two agents, and with cross-entropies 1.4 → 0.5 and 0.6 → 0.4.
+
+    The agents earn one less and one more than the mean. `changes` are to its configuration, `facts` go to run.json.
+    """
     folder.mkdir()
     settings = {"env": "warehouse", "agents": 2, "mode": "dials", "seed": seed, "steps": 800}
     settings |= {"predictor": {"interval": 400, "epochs": 10}, "ppo": {"clip": 0.2}}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings | changes))
-    (folder / "run.json").write_text(json.dumps({"state": "finished"}))
+    (folder / "run.json").write_text(json.dumps({"state": "finished"} | (facts or {})))
     metrics = Metrics(folder)
-    metrics.write(0, "reference", 1.0, controller="oldest", mean_return=13.0, standard_error=0.3)
+    for controller, (value, error, places) in references.items():
+        figures = {"mean_return": value, "standard_error": error, "per_agent": {"mean_return": places}}
+        metrics.write(0, "reference", 1.0, controller=controller, **figures)
     for step, value in zip(steps, returns, strict=True):
         agents = {"mean_return": [value - 1, value + 1]}
         metrics.write(step, "evaluate", step / 100, mean_return=value, standard_error=0.2, per_agent=agents)
@@ -153,6 +164,31 @@ def test_groups_that_differ_in_much_are_called_by_their_runs(tmp_path):
 def test_mean_over_training_is_the_area_under_the_curve():
     assert results.mean_over_training(np.array([0, 10, 40]), np.array([0.0, 2.0, 4.0])) == (10 + 90) / 40
     assert results.mean_over_training(np.array([10]), np.array([3.0])) == 3.0
+
+
+POOR, BEST = (12.0, 0.3, [4.0, 20.0]), (12.5, 0.3, [11.5, 13.5])
+
+
+@pytest.mark.parametrize(
+    ("references", "share"),
+    [
+        ({"plan": (13.0, 0.3, [12.0, 14.0])}, 0.0),  # equal at both places: nobody is above himself
+        ({"plan": (15.95, 0.3, [11.9, 20.0])}, 0.5),  # the first agent, although both are below the plan's mean
+        ({"poor": POOR, "best": BEST}, 1.0),  # places of the controller with the higher mean, not of each place's best
+        ({"best": BEST, "poor": POOR}, 1.0),
+        ({}, None),
+    ],
+)
+def test_agents_are_compared_with_the_best_controller_at_their_own_places(tmp_path, references, share):
+    """The agents of the last evaluation earn 12 and 14, of the one before 5 and 7."""
+    folder = made_up(tmp_path / "run", 0, [1.0, 6.0, 13.0], references=references)
+    (run,) = results.open_runs([folder])
+    assert results.share_above_reference(run) == share
+
+
+def test_without_evaluations_nobody_is_above_anything(tmp_path):
+    (run,) = results.open_runs([made_up(tmp_path / "run", 0, [], steps=())])
+    assert results.share_above_reference(run) is None
 
 
 def test_border_agents_are_those_at_the_edge_of_the_grid():

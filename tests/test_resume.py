@@ -455,6 +455,15 @@ def test_a_run_of_a_version_that_left_the_end_of_annealing_open_goes_on(command_
     assert differences(command_line.folder / "runs" / "whole", parts) == []
 
 
+def test_what_an_older_checkpoint_says_of_the_reference_is_read_from_the_records_instead(command_line, parts):
+    """Older versions wrote the mean of the best controller there, and compared every agent with it."""
+    for checkpoint in all_checkpoints(parts / "checkpoints"):
+        assert "reference" not in read_manifest(checkpoint)
+        change_manifest(checkpoint, reference=-1.0)  # all agents would be above it
+    assert command_line("--resume=runs/parts").returncode == 0
+    assert differences(command_line.folder / "runs" / "whole", parts) == []
+
+
 def test_a_run_cut_short_where_a_collection_was_to_evaluate_is_evaluated(command_line):
     stop = {
         "DIALS_MPI_FAULT": "boundary:4:USR1"

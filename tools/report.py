@@ -214,7 +214,12 @@ def _results(groups: Sequence[Group], runs: Sequence[Run]) -> str:
         "largest rank",
     ]  # fmt: skip
     parts = [
-        _table(head, rows, "Means over seeds; ± is the standard error over seeds, of a single one over episodes."),
+        _table(
+            head,
+            rows,
+            "Means over seeds; ± is the standard error over seeds, of a single one over episodes. An agent is above "
+            "the reference if it earns more than the best controller at the same place.",
+        ),
         _table(run_head, by_run, "Each run; ± is the standard error over the episodes of its last evaluation."),
     ]
     reference_rows = [

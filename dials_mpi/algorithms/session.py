@@ -27,6 +27,7 @@ from dials_mpi.runs.metrics import Metrics
 from dials_mpi.runs.policies import save_policies
 from dials_mpi.runs.progress import Progress
 from dials_mpi.runs.reading import open_run
+from dials_mpi.runs.results import share_above
 from dials_mpi.runs.stopping import StopFlag
 from dials_mpi.runs.tensorboard import TensorBoard
 from dials_mpi.simulators.interface import Domain
@@ -46,8 +47,8 @@ class Record:
             past = open_run(directory.path).records
             self._tensorboard = TensorBoard(directory.path / "tensorboard", past[-1]["seconds"] if past else 0.0, past)
         self.progress = Progress(total, configuration.agents, configuration.steps_after(done))
-        self.reference: float | None = None
-        """Mean return of the best hand-coded controller."""
+        self.reference: np.ndarray | None = None
+        """`Run.best_reference`; from `Session.begin` on."""
 
     def write(self, step: int, phase: str, seconds: float, **values: Any) -> None:
         """One record; see `Metrics.write`."""
@@ -123,8 +124,6 @@ class Session:
         if resumed:
             self._evaluated = resumed.manifest.get("evaluated", resumed.manifest["updates"])
             self._earlier_seconds = resumed.manifest["seconds"]
-            if record:
-                record.reference = resumed.manifest["reference"]
         self.checkpoints = Checkpointing(configuration, layout, comm.rank, self.exchange, clock, folder, stop, resumed)
         self.checkpoints.more_arrays = self._statistics_rows
         self.checkpoints.more_facts = self._facts
@@ -136,6 +135,8 @@ class Session:
         """References and the policies as they are before training; nothing of it if the run is resumed."""
         if not self.resumed:
             self.evaluate_references()
+        if self.record:
+            self.record.reference = open_run(self.record.directory.path).best_reference
         self.gather_policies()
         segments, start = plan(self.configuration, self.domain.horizon), self.checkpoints.start
         collects = any(s.collection_evaluates and s.updates.start == start for s in segments)
@@ -188,8 +189,6 @@ class Session:
                 continue
             self._write(0, "reference", controller=controller, **result.as_record())
             self.record.progress.say(f"hand-coded reference, {controller}: return {result}")
-            best = self.record.reference
-            self.record.reference = result.mean_return if best is None else max(best, result.mean_return)
 
     def joint_episodes(self, updates: int) -> contextlib.AbstractContextManager[JointEpisodes | None]:
         """`joint_policy` at play, with the streams of the training step after so many updates; None without one."""
@@ -284,10 +283,11 @@ class Session:
             self.checkpoints.evaluated(updates, None)
             return
         step = self.configuration.steps_after(updates)
-        result, extra = Returns(returns), {}
+        result = Returns(returns)
+        record = result.as_record()
         if self.record.reference is not None:
-            extra["share_above_reference"] = float((result.per_agent > self.record.reference).mean())
-        self._write(step, "evaluate", **result.as_record(), **extra)
+            record["share_above_reference"] = share_above(record["per_agent"]["mean_return"], self.record.reference)
+        self._write(step, "evaluate", **record)
         with self.clock("write"):
             names = ["policies.npz"]
             if self.checkpoints.evaluated(updates, result.mean_return):
@@ -382,7 +382,6 @@ class Session:
         """What rank 0 has to know when the run is resumed."""
         return {
             "seconds": self._earlier_seconds + self.clock.elapsed,
-            "reference": self.record.reference,
             "evaluated": self._evaluated,
             "metrics": self.record.metrics.written(),
         }

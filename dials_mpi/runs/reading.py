@@ -99,6 +99,18 @@ class Run:
         }
 
     @property
+    def best_reference(self) -> np.ndarray | None:
+        """[N] float64, what the hand-coded controller with the highest mean return earns at each place; None without.
+
+        Raises:
+            UserError: as of `series`.
+        """
+        means = self.series("reference", "mean_return").values
+        if not len(means):
+            return None
+        return self.series("reference", "mean_return", per_agent=True).values[means.argmax()]
+
+    @property
     def dataset_files(self) -> list[Path]:
         """The agents' influence datasets, in the order of their ids."""
         return sorted((self.path / "influence").glob("agent_*.h5"))

@@ -192,12 +192,22 @@ def references(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
     }
 
 
+def share_above(returns: Sequence[float], reference: np.ndarray) -> float:
+    """Share of agents whose mean return is above what a reference earns at their place, not only equal to it.
+
+    Places differ: a light at the border of the city has less traffic than one in its middle.
+
+    Args:
+        returns, reference: [N].
+    """
+    return float((np.asarray(returns) > reference).mean())
+
+
 def share_above_reference(run: Run) -> float | None:
-    """Share of agents whose last mean return is above that of the best hand-coded controller; None without either."""
+    """`share_above` of the last evaluation and the best hand-coded controller; None without either."""
     returns = run.series("evaluate", "mean_return", per_agent=True).values
-    if not len(returns) or not run.references:
-        return None
-    return float((returns[-1] > max(value for value, _ in run.references.values())).mean())
+    reference = run.best_reference
+    return None if reference is None or not len(returns) else share_above(returns[-1], reference)
 
 
 def reached(run: Run) -> int:
