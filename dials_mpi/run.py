@@ -209,6 +209,7 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
                     "seed": configuration.seed,
                     "ranks": comm.size,
                     "layout": str(layout),
+                    "grid_shape": list(map(int, domain.grid_shape)),
                     "mpi_library": MPI.Get_library_version().partition("\n")[0].strip("\0 "),
                 }
                 if run_path:

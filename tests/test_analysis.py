@@ -15,7 +15,6 @@ from dials_mpi.influence.analysis import (
     jensen_shannon,
     marginals,
     mutual_information,
-    position,
     predictor_distance,
     total_variation,
 )
@@ -85,17 +84,6 @@ def test_predictors_differ_by_the_distance_of_their_joint_distributions():
     many = np.full((13, 2), 0.5)  # more joint values than are listed one by one
     shifted = many + np.array([0.1, -0.1])
     assert predictor_distance(many, shifted) == pytest.approx(13 * 0.2)
-
-
-@pytest.mark.parametrize(
-    ("agent", "n_agents", "expected"),
-    [
-        (0, 25, "corner"), (2, 25, "edge"), (5, 25, "edge"), (12, 25, "inner"), (24, 25, "corner"), (3, 4, "corner"),
-        (1, 7, "-"),
-    ],
-)  # fmt: skip
-def test_positions_on_the_grid(agent, n_agents, expected):
-    assert position(agent, n_agents) == expected
 
 
 @pytest.fixture(scope="module")

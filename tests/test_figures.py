@@ -191,12 +191,6 @@ def test_without_evaluations_nobody_is_above_anything(tmp_path):
     assert results.share_above_reference(run) is None
 
 
-def test_border_agents_are_those_at_the_edge_of_the_grid():
-    assert results.border(9).tolist() == [True, True, True, True, False, True, True, True, True]
-    assert results.border(4).all()
-    assert results.border(6) is None
-
-
 def test_short_numbers():
     assert [results.short(n) for n in (0, 400, 200_000, 403_200, 1_500_000)] == ["0", "400", "200K", "403.2K", "1.5M"]
 

@@ -44,13 +44,13 @@ from dials_mpi.influence.analysis import (  # noqa: E402
     jensen_shannon,
     marginals,
     mutual_information,
-    position,
     predictor_distance,
     total_variation,
 )
 from dials_mpi.influence.dataset import read_rounds  # noqa: E402
 from dials_mpi.runs.offline import Parser, run_tool  # noqa: E402
 from dials_mpi.runs.reading import Run, open_run  # noqa: E402
+from dials_mpi.simulators.grid import places  # noqa: E402
 from dials_mpi.simulators.interface import Influence  # noqa: E402
 
 COLUMNS = ("entropy", "before", "after", "gain", "bit", "autocorr", "TV", "JS", "ξ")
@@ -236,11 +236,12 @@ def show(run: Run, rounds: Sequence[AgentRound], reward_bound: float) -> None:
         print(line + _means(mine))
     last = max(item.round for item in rounds)
     final = [item for item in rounds if item.round == last]
-    kinds = [kind for kind in ("corner", "edge", "inner", "-") if any(_position(run, i) == kind for i in final)]
-    if len(kinds) > 1:
-        print(f"\nround {last} by place in the grid")
-        for kind in kinds:
-            mine = [item for item in final if _position(run, item) == kind]
+    kinds = places(run.grid_shape)
+    by_kind = {kind: [item for item in final if kinds[item.agent] == kind] for kind in ("corner", "edge", "inner")}
+    by_kind = {kind: mine for kind, mine in by_kind.items() if mine}
+    if len(by_kind) > 1:
+        print("\nround {} by place in the grid, {}×{}".format(last, *run.grid_shape))
+        for kind, mine in by_kind.items():
             print(f"{kind:>16} {len(mine):6} {'':17}" + _means(mine))
     _show_theory(run, rounds, reward_bound)
 
@@ -248,10 +249,6 @@ def show(run: Run, rounds: Sequence[AgentRound], reward_bound: float) -> None:
 def _means(items: Sequence[AgentRound]) -> str:
     columns = [np.array([item.figures[name] for item in items]) for name in COLUMNS]
     return "".join(" " * 9 + "-" if np.isnan(c).all() else f" {np.nanmean(c):9.3f}" for c in columns)
-
-
-def _position(run: Run, item: AgentRound) -> str:
-    return position(item.agent, run.n_agents)
 
 
 def _show_theory(run: Run, rounds: Sequence[AgentRound], reward_bound: float) -> None:
@@ -336,19 +333,26 @@ def _cell(value: Any) -> Any:
 
 
 def draw(run: Run, rounds: Sequence[AgentRound], file: Path) -> None:
-    """Heat maps of the last round over the grid of agents.
+    """Writes `heat_maps` to a file.
 
     Raises:
-        UserError: no grid, or the file cannot be written.
+        UserError: no matplotlib, or the file cannot be written.
     """
-    side = round(run.n_agents**0.5)
-    if side**2 != run.n_agents:
-        raise UserError(f"--figure: {run.n_agents} agents make no square grid to draw")
     try:
         import matplotlib
     except ImportError as error:
         raise UserError(f"--figure needs matplotlib ({error}); pip install 'dials_mpi[plots]'") from None
     matplotlib.use("Agg")
+    figure = heat_maps(run, rounds)
+    try:
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--figure {file}: cannot be written ({error})") from error
+    print(f"heat maps in {file}")
+
+
+def heat_maps(run: Run, rounds: Sequence[AgentRound]):
+    """A matplotlib figure of the last round over the grid of agents, a map for each of some figures."""
     import matplotlib.pyplot as plt
 
     titles = {
@@ -363,25 +367,21 @@ def draw(run: Run, rounds: Sequence[AgentRound], file: Path) -> None:
     names = [name for name in titles if not all(np.isnan(item.figures[name]) for item in final)]
     figure, axes = plt.subplots(1, len(names), figsize=(2.4 * len(names), 2.6), squeeze=False, layout="constrained")
     for name, axis in zip(names, axes[0], strict=True):
-        grid = np.full((side, side), np.nan)
+        grid = np.full(run.grid_shape, np.nan)
         for item in final:
-            grid[divmod(item.agent, side)] = item.figures[name]
+            grid.flat[item.agent] = item.figures[name]
         image = axis.imshow(grid, cmap="viridis")
         axis.set_title(titles[name], fontsize=8)
         axis.set_xticks([])
         axis.set_yticks([])
         figure.colorbar(image, ax=axis, shrink=0.75).ax.tick_params(labelsize=7)
-        if side <= 5:
+        if max(grid.shape) <= 5:
             middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
             for (row, column), value in np.ndenumerate(grid):
                 colour = "black" if value > middle else "white"
                 axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
     figure.suptitle(f"{run.configuration['env']}, {run.n_agents} agents, round {last}", fontsize=9)
-    try:
-        figure.savefig(file, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--figure {file}: cannot be written ({error})") from error
-    print(f"heat maps in {file}")
+    return figure
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from dials_mpi.runs import results
 from dials_mpi.runs.offline import Parser, add_runs, run_tool, tell
 from dials_mpi.runs.reading import Run
 from dials_mpi.runs.results import MODE_NAMES, Group
+from dials_mpi.simulators.grid import places
 
 NAME = "report"
 _TOOLS = Path(__file__).resolve().parent
@@ -373,18 +374,18 @@ def _influence(groups: Sequence[Group]) -> str:
         _, after = results.average_by_agent(group.runs, "aip", "cross_entropy_after")
         if not len(steps):
             continue
-        edge = results.border(group.agents)
-        both = edge is not None and not edge.all()
+        inner = places(group.runs[0].grid_shape) == "inner"
+        both = inner.any()
         head = ["round", "step", "before", "after", "agents, lowest to highest"]
         head += ["border agents", "inner agents"] if both else []
         rows = []
         for number, (step, b, a) in enumerate(zip(steps, before, after, strict=True)):
             row = [str(number), f"{step:,}", f"{b.mean():.3f}", f"{a.mean():.3f}", f"{a.min():.3f} to {a.max():.3f}"]
-            rows.append(row + ([f"{a[edge].mean():.3f}", f"{a[~edge].mean():.3f}"] if both else []))
+            rows.append(row + ([f"{a[~inner].mean():.3f}", f"{a[inner].mean():.3f}"] if both else []))
         caption = "Cross-entropy on held-out data in nats, mean over agents, by round."
         told = f"mean over agents {after[0].mean():.3f} after the first round, {after[-1].mean():.3f} after the last"
         if both:
-            told += f"; border agents {after[-1][edge].mean():.3f}, inner agents {after[-1][~edge].mean():.3f}"
+            told += f"; border agents {after[-1][~inner].mean():.3f}, inner agents {after[-1][inner].mean():.3f}"
         picture = _image(
             figures.by_agent(group),
             f"Cross-entropy and return of each agent on the grid, {group.label}",

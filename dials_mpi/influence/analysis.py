@@ -3,8 +3,6 @@
 E episodes of T steps, U influence sources of C classes, D local-state bits. Entropies are in nats.
 """
 
-import math
-
 import numpy as np
 
 _LARGEST_JOINT = 4096
@@ -106,12 +104,3 @@ def _joint(marginal: np.ndarray) -> np.ndarray:
     for source in range(1, marginal.shape[-2]):
         joint = (joint[..., :, None] * marginal[..., source, None, :]).reshape(*joint.shape[:-1], -1)
     return joint
-
-
-def position(agent: int, n_agents: int) -> str:
-    """`corner`, `edge` or `inner`: where an agent of a square grid has its neighbours; `-` where there is no grid."""
-    side = math.isqrt(n_agents)
-    if side * side != n_agents:
-        return "-"
-    outer = sum(coordinate in (0, side - 1) for coordinate in divmod(agent, side))
-    return ("inner", "edge", "corner")[outer]

@@ -300,7 +300,7 @@ def by_agent(group: Group) -> Figure | None:
             step, limits = results.short(after_steps[-1]), _range(before[-1], after[-1])
             panels.append((f"AIPs at {step},\nbefore retraining", before[-1], limits))
             panels.append((f"AIPs at {step},\nafter retraining", after[-1], limits))
-    n_entropies = len(panels)
+    n_entropies, shape = len(panels), group.runs[0].grid_shape
     return_steps, returns = results.average_by_agent(group.runs, "evaluate", "mean_return")
     if len(returns):
         panels.append((f"mean return\nat {results.short(return_steps[-1])}", returns[-1], _range(returns[-1])))
@@ -314,7 +314,7 @@ def by_agent(group: Group) -> Figure | None:
         for index, (axes, (title, values, limits)) in enumerate(zip(grid.flat, panels, strict=False)):
             # Lower cross-entropies and higher returns are better, and yellow.
             entropy = index < n_entropies
-            image = _grid(axes, values, limits, "cividis_r" if entropy else "cividis")
+            image = _grid(axes, values.reshape(shape), limits, "cividis_r" if entropy else "cividis")
             axes.set_title(title)
             figure.colorbar(image, ax=axes, shrink=0.8, aspect=12, label="nats" if entropy else "")
     return figure
@@ -410,15 +410,12 @@ def _range(*values: np.ndarray) -> tuple[float, float]:
     return min(v.min() for v in values), max(v.max() for v in values)
 
 
-def _grid(axes, values: np.ndarray, limits: tuple[float, float], colours: str):
-    """Agents' values row by row on their m×m grid, in a single row if they make none; with numbers where they fit."""
-    m = math.isqrt(len(values))
-    shape = (m, m) if m * m == len(values) else (1, len(values))
-    table = values.reshape(shape)
+def _grid(axes, table: np.ndarray, limits: tuple[float, float], colours: str):
+    """Agents' values [rows, columns] on their grid, with numbers where they fit."""
     image = axes.imshow(table, cmap=colours, vmin=limits[0], vmax=limits[1])
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    if max(shape) <= 4:
+    if max(table.shape) <= 4:
         for (row, column), value in np.ndenumerate(table):
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5

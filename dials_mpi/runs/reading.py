@@ -1,6 +1,7 @@
 """A run directory as readers see it: finished, stopped, failed or still going. Needs neither MPI nor torch."""
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,30 @@ class Run:
     @property
     def n_agents(self) -> int:
         return self.configuration["agents"]
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """What `run.json` says of the run's start and of each resumption: `ranks`, `layout`, `grid_shape` and so on."""
+        return [self.facts, *self.facts.get("resumed", [])]
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns in which the agents stand, numbered row by row, as of `Domain.grid_shape`.
+
+        Versions that did not write it had the domain's `rows` and `columns`, or square grids; else it is one row.
+
+        Raises:
+            UserError: `run.json` has another number of places than there are agents.
+        """
+        n, domain = self.n_agents, self.configuration.get("domain") or {}
+        for shape in (session["grid_shape"] for session in self.sessions if "grid_shape" in session):
+            if not _makes(shape, n):
+                raise UserError(f"{self.path / 'run.json'}: grid_shape {shape} is no grid of {n} agents; restore it")
+            return tuple(shape)
+        for shape in ([domain.get("rows"), domain.get("columns")], [math.isqrt(n)] * 2):
+            if _makes(shape, n):
+                return tuple(shape)
+        return 1, n
 
     @property
     def state(self) -> str:
@@ -114,6 +139,12 @@ class Run:
     def dataset_files(self) -> list[Path]:
         """The agents' influence datasets, in the order of their ids."""
         return sorted((self.path / "influence").glob("agent_*.h5"))
+
+
+def _makes(shape: Any, n_agents: int) -> bool:
+    """Whether it is rows and columns of a grid of so many agents."""
+    whole = isinstance(shape, list) and len(shape) == 2 and all(isinstance(size, int) and size > 0 for size in shape)
+    return whole and shape[0] * shape[1] == n_agents
 
 
 def open_run(path: Path) -> Run:

@@ -10,7 +10,6 @@ import numpy as np
 
 from dials_mpi.errors import UserError
 from dials_mpi.runs.reading import Run, Series, open_run
-from dials_mpi.simulators.grid import grid_side
 
 MODE_NAMES = {"gs": "GS", "dials": "DIALS", "untrained-dials": "untrained-DIALS"}
 """The paper's names, in the order in which they are shown."""
@@ -233,16 +232,6 @@ def speed(run: Run) -> float | None:
 def memory(run: Run) -> list[float] | None:
     """Peak memory of each rank in MiB; None for a run that left no closing summary."""
     return run.facts.get("summary", {}).get("memory_mib_per_rank")
-
-
-def border(n_agents: int) -> np.ndarray | None:
-    """[N] bool, agents on the border of the m×m grid, row by row; None if the agents make no grid."""
-    try:
-        m = grid_side(n_agents)
-    except ValueError:
-        return None
-    row, column = np.divmod(np.arange(n_agents), m)
-    return (row == 0) | (row == m - 1) | (column == 0) | (column == m - 1)
 
 
 def flat(configuration: dict[str, Any], prefix: str = "") -> dict[str, Any]:

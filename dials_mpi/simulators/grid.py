@@ -1,4 +1,4 @@
-"""Square grids, and who stands where a grid of another size has its corners, edges and inner places."""
+"""Grids of agents, numbered row by row: their corners, edges and inner places, and these on grids of another size."""
 
 import math
 
@@ -12,6 +12,15 @@ def grid_side(n_agents: int) -> int:
         nearest = [m * m for m in (side, side + 1) if m > 0]
         raise ValueError(f"{n_agents} agents make no m×m grid; the nearest that do: {' or '.join(map(str, nearest))}")
     return side
+
+
+def places(shape: tuple[int, int]) -> np.ndarray:
+    """[rows · columns] `corner`, `edge` or `inner`: on how many borders a place lies, of the rows and of the columns.
+
+    A single row has corners at its ends and edges between them.
+    """
+    rows, columns = (np.isin(np.arange(size), (0, size - 1)).astype(int) for size in shape)
+    return np.array(["inner", "edge", "corner"])[(rows[:, None] + columns).ravel()]
 
 
 def counterparts(shape: tuple[int, int], trained: tuple[int, int]) -> np.ndarray:
