@@ -140,12 +140,14 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
         made_up(tmp_path / "e", 1, [1, 2, 3], mode="gs"),
         made_up(tmp_path / "f", 0, [1, 2], steps=(0, 400)),
         made_up(tmp_path / "g", 2, [1, 2, 3], evaluation={"episodes": 7}),
+        made_up(tmp_path / "h", 3, [1, 2, 3], parallel={"collectors": 2, "coordinator_works": True}),
+        made_up(tmp_path / "i", 4, [1, 2, 3], parallel={"collectors": "auto", "coordinator_works": False}),
     ]
     groups, notes = results.group_runs(results.open_runs(folders))
     assert [(group.label, [run.name for run in group.runs]) for group in groups] == [
         ("GS", ["d", "e"]),  # which has no AIPs
         ("DIALS, F = 400, clip = 0.1", ["b"]),
-        ("DIALS, F = 400, clip = 0.2", ["a", "g"]),
+        ("DIALS, F = 400, clip = 0.2", ["a", "g", "h", "i"]),
         ("DIALS, F = 200K", ["c"]),
     ]
     assert len(notes) == 1, "two runs of one seed are one"

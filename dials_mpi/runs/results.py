@@ -13,7 +13,7 @@ from dials_mpi.runs.reading import Run, Series, open_run
 
 MODE_NAMES = {"gs": "GS", "dials": "DIALS", "untrained-dials": "untrained-DIALS"}
 """The paper's names, in the order in which they are shown."""
-_NO_MATTER = ("seed", "evaluation.", "checkpoint.", "log.", "dataset.keep_rounds")
+_NO_MATTER = ("seed", "evaluation.", "checkpoint.", "log.", "parallel.", "dataset.keep_rounds")
 """Settings, or beginnings of them, that do not change what is learned; runs that differ in them belong together."""
 _PREDICTOR_TRAINING = tuple(
     f"predictor.{key}" for key in ("interval", "learning_rate", "epochs", "minibatch_size", "patience")
