@@ -92,7 +92,8 @@ def _work(
         from dials_mpi.algorithms.session import Record, Session
         from dials_mpi.influence.dataset import agent_file, drop_rounds
 
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+        torch.set_num_threads(threads)
         checkpoint = Resumed(Path(resumed[0]), resumed[1]) if resumed and resumed[0] else None
         done = checkpoint.manifest["updates"] if checkpoint else 0
         if resumed:
@@ -119,7 +120,7 @@ def _work(
         stopped_by, code = str(asked), cli.EXIT_UNFINISHED
         if record:
             record.progress.say(f"stopped by {asked}; go on with --resume {directory.path}")
-    summary = session.close(cores, stopped_by)
+    summary = session.close(min(cores, comm.size * threads), stopped_by)  # others than these it cannot use
     if summary:
         print(format_summary(summary))
         print(f"results in {directory.path}", flush=True)

@@ -1,6 +1,7 @@
 """The program as users start it: runs, files, and every kind of bad input with its line and exit code."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -194,6 +195,20 @@ def test_a_users_own_domain_with_feed_forward_networks_and_bernoulli_sources(com
     assert next(record for record in metrics if record["phase"] == "aip")["cross_entropy_before"] == pytest.approx(
         np.log(2), abs=0.01
     )
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [(0, 1), (0, 2), (3, 1)])
+def test_a_run_is_charged_for_the_cores_that_it_can_use(command_line, ranks, threads):
+    """One thread per rank: a single process has nothing of a second core."""
+    result = command_line(
+        "--env=ring:Ring", "--agents=4", "--name=c", *RING, "--steps=800", ranks=ranks, OMP_NUM_THREADS=str(threads)
+    )
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((command_line.folder / "runs" / "c" / "run.json").read_text())["summary"]
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    used = min(here, max(1, ranks) * threads)
+    assert summary["core_hours"] == pytest.approx(used * summary["wall_seconds"] / 3600)
+    assert summary["agent_steps_per_second_and_core"] == pytest.approx(summary["agent_steps_per_second"] / used)
 
 
 def test_memory_stays_small_on_many_ranks(command_line):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 from conftest import SMALL, TESTS, tool, without_packages
@@ -251,6 +252,23 @@ def test_check_compares_every_phase_of_a_run(small_run, tmp_path):
     assert result.returncode == 0, result.stderr
     shown = [line.split()[0] for line in result.stdout.splitlines()[2:]]
     assert set(PHASES) - {"act"} | {"all"} <= set(shown)
+
+
+@pytest.mark.parametrize(("charged", "machines", "cores"), [(1, 1, 1), (5, 1, 5), (5, 4, 2), (4, 2, 2), (2, 4, 1)])
+def test_a_run_that_is_checked_had_a_core_for_every_rank_that_it_was_charged_for(
+    small_run, tmp_path, charged, machines, cores
+):
+    """Five ranks on four machines are two, two and one: with a core each, two of them would take turns."""
+    run = shutil.copytree(small_run, tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    facts["ranks"] = 5 if charged > 1 else 1
+    facts["layout"] = str(Layout(4, facts["ranks"]))
+    facts["summary"]["core_hours"] = charged * facts["summary"]["wall_seconds"] / 3600
+    (run / "run.json").write_text(json.dumps(facts))
+    arguments = ["--costs", small_costs(tmp_path), "--machines", machines, "--json"]
+    result = tool("scaling_model.py", "--check", run, *arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["check"][0]["cores"] == cores
 
 
 def test_costs_are_measured_for_the_run_that_is_checked(small_run):

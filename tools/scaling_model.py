@@ -201,8 +201,9 @@ def _of_run(run: Run, a: argparse.Namespace) -> tuple[Configuration, Layout, Clu
         raise UserError(f"--check: {run.path} was resumed, and its summary is of a part; choose a run in one go")
     c = from_values(run.configuration)
     domain = make_domain(c.env, c.agents, c.domain)
-    cores = max(1, round(3600 * summary["core_hours"] / summary["wall_seconds"] / a.machines))
-    cluster = Cluster(cores, a.machines, a.bandwidth * 1e9, a.latency * 1e-6)
+    # Those that the ranks could use; more would make no difference to them.
+    cores = round(3600 * summary["core_hours"] / summary["wall_seconds"])
+    cluster = Cluster(max(1, -(-cores // a.machines)), a.machines, a.bandwidth * 1e9, a.latency * 1e-6)
     layout = _layout(c, ranks, domain.horizon, cluster, "auto")
     if str(layout) != run.facts.get("layout"):
         tell(NAME, [f"{run.path}: its layout was {run.facts.get('layout')!r}; predicted is {layout}"])
@@ -298,7 +299,8 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _print_check(compared: dict[str, Any]) -> None:
-    print(f"{compared['run']}: {compared['layout']}, {compared['cores']} cores")
+    cores = compared["cores"]
+    print(f"{compared['run']}: {compared['layout']}, {cores} core{'s' if cores > 1 else ''}")
     print(f"  {'phase':14}{'predicted s':>12}{'measured s':>12}{'ratio':>8}")
     for name, pair in compared["phases"].items():
         ratio = f"{pair['predicted'] / pair['measured']:8.2f}" if pair["measured"] else f"{'–':>8}"

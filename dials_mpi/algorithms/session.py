@@ -352,6 +352,7 @@ class Session:
         """Collects every rank's clock; returns the closing summary on rank 0.
 
         Args:
+            cores: that the ranks together can keep busy.
             stopped_by: one of `runs.stopping.REASONS` if the run has not come to its end.
         """
         self.clock.stage = "end"

@@ -105,7 +105,7 @@ def summarise(reports: np.ndarray, agent_steps: int, cores: int) -> dict:
 
     Args:
         agent_steps: training steps of all agents together.
-        cores: cores that the ranks shared.
+        cores: that the ranks together can keep busy: no more than they have threads.
     """
     seconds, waits, rest = np.split(reports, [len(PHASES), len(PHASES) + len(STAGES)], axis=1)
     elapsed, waiting_cpu, memory = rest.T
