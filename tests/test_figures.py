@@ -265,6 +265,94 @@ def test_compare_fails_if_a_figure_got_worse_by_more_than_that(tmp_path, capsys)
     assert compare.main([str(a), str(empty), *only, "--fail-if-worse", "9"]) == 1, "a run without figures is no success"
 
 
+ONE = {"ranks": 1, "layout": "one process: global simulator and 2 agents"}
+THREE = {"ranks": 3, "layout": "3 ranks: rank 0 the global simulator, ranks 1-2 1 of 2 agents each"}
+OF_A_LAYOUT = "speed, time, memory of all ranks, memory of the largest rank"
+
+
+def laid(layout: dict, hours: float = 1.0, cores: int = 1, **facts) -> dict:
+    """run.json of a run that took so long on so many cores; each rank needed 100 MiB for each hour."""
+    memory = [100.0 * hours] * layout["ranks"]
+    summary = {"wall_seconds": 3600 * hours, "core_hours": cores * hours, "memory_mib_per_rank": memory}
+    return {**layout, "summary": summary, **facts}
+
+
+def test_what_depends_on_the_layout_is_neither_better_nor_worse_on_another_one(tmp_path, capsys):
+    a = made_up(tmp_path / "a", 0, [1, 5, 9], facts=laid(ONE))
+    alike = made_up(tmp_path / "alike", 0, [1, 5, 9], facts=laid(ONE, hours=2))
+    other = made_up(tmp_path / "other", 0, [1, 5, 9], facts=laid(THREE, hours=2, cores=3))
+    assert compare.main([str(a), str(alike), "--fail-if-worse", "0"]) == 1
+    out, error = capsys.readouterr()
+    assert out.count("  worse") == 4
+    assert "layout" not in out + error
+    names = ["speed", "time", "memory of all ranks", "memory of the largest rank"]
+    assert error.splitlines() == [
+        f"compare: {name} is worse by {by} %" for name, by in zip(names, (50.0, 100.0, 100.0, 100.0), strict=True)
+    ]
+
+    assert compare.main([str(a), str(other), "--fail-if-worse", "0"]) == 0
+    out, error = capsys.readouterr()
+    said = (
+        f"compare: note: {OF_A_LAYOUT}: neither side is better or worse, as their layouts differ "
+        f"(A: {ONE['layout']}; B: {THREE['layout']})"
+    )
+    assert error == f"{said}; --fail-if-worse does not count them\n"
+    assert f"layout  {ONE['layout']} → {THREE['layout']}" in out
+    assert out.count("  other layout") == 4
+    assert "worse" not in out
+    assert "better" not in out
+    assert compare.main([str(other), str(a)]) == 0
+    assert "--fail-if-worse" not in capsys.readouterr().err
+
+    lower = made_up(tmp_path / "lower", 0, [1, 5, 8], facts=laid(THREE))
+    assert compare.main([str(a), str(lower), "--fail-if-worse", "5"]) == 1, "returns depend on no layout"
+    assert "compare: final return is worse by 11.1 %" in capsys.readouterr().err
+    assert compare.main([str(a), str(lower), "--fail-if-worse", "5", "--only", "last cross-entropy"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "texts"),
+    [
+        ([laid(ONE)], [laid(ONE, cores=2)], None),  # charged for what it can use, and by an older version for all
+        ([laid(THREE, cores=3)], [laid(THREE, cores=8)], None),
+        ([laid(THREE, cores=2)], [laid(THREE, cores=3)], ("THREE, on 2 cores", "THREE")),
+        ([laid(ONE)], [laid(ONE, resumed=[ONE])], None),
+        ([laid(ONE, resumed=[THREE, ONE])], [laid(ONE)], ("ONE, then THREE", "ONE")),
+        ([laid(THREE, cores=3)], [laid(ONE, resumed=[THREE], cores=3)], ("THREE", "ONE, then THREE")),
+        ([laid(ONE), laid(THREE, cores=3)], [laid(ONE), laid(THREE, cores=3)], None),
+        ([laid(ONE), laid(THREE, cores=3)], [laid(THREE, cores=3), laid(ONE)], ("ONE; THREE", "THREE; ONE")),
+        ([{}], [{}], None),
+        ([{}], [laid(ONE)], ("not known", "ONE")),
+    ],
+)
+def test_layouts_are_those_of_all_sessions_and_compared_seed_by_seed(tmp_path, a, b, texts):
+    sides = [
+        results.open_runs(made_up(tmp_path / f"{side}{seed}", seed, [1, 2, 3], facts=f) for seed, f in enumerate(facts))
+        for side, facts in (("a", a), ("b", b))
+    ]
+    if texts:
+        texts = tuple(text.replace("ONE", ONE["layout"]).replace("THREE", THREE["layout"]) for text in texts)
+    assert comparison.layouts_of(*sides) == texts
+    assert [c.name for c in comparison.compare(*sides)[0] if c.layouts] == (OF_A_LAYOUT.split(", ") if texts else [])
+
+
+def test_layouts_without_a_seed_in_common_are_compared_as_they_are(tmp_path):
+    a, b, c = (
+        results.open_runs([made_up(tmp_path / name, seed, [1, 2, 3], facts=laid(layout, cores=3))])
+        for name, seed, layout in (("a", 0, ONE), ("b", 1, ONE), ("c", 2, THREE))
+    )
+    assert comparison.layouts_of(a, b) is None
+    assert comparison.layouts_of(a, c) == (ONE["layout"], THREE["layout"])
+
+
+def test_a_figure_that_is_lost_is_a_failure_on_any_layout(tmp_path, capsys):
+    a = made_up(tmp_path / "a", 0, [1, 5, 9], facts=laid(ONE))
+    b = made_up(tmp_path / "b", 0, [1, 5, 9], facts=THREE)
+    assert compare.main([str(a), str(b), "--fail-if-worse", "5"]) == 1
+    assert "compare: memory of all ranks: A has it, B does not\n" in capsys.readouterr().err
+
+
 def test_compare_on_real_runs(runs, capsys):
     assert compare.main([str(runs["w0"]), str(runs["gs"])]) == 0
     out = capsys.readouterr().out

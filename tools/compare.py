@@ -7,7 +7,8 @@
 
 Figures: final return and its mean over training on the global simulator, cross-entropy of the last AIP training on
 held-out data, speed, time and memory. Runs are paired by seed; with two pairs or more there are a paired t-test and a
-test by flipping signs, which asks nothing of the distribution but cannot go below p = 2/2^n with n seeds.
+test by flipping signs, which asks nothing of the distribution but cannot go below p = 2/2^n with n seeds. Speed, time
+and memory are shown but not judged where the sides lay differently on ranks and cores (mpirun -n, parallel.*).
 
 Exit codes: 0 done; 1 with --fail-if-worse: a figure of B is worse by more than that, or B does not have it; 2 bad
 input.
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from dials_mpi.errors import UserError
-from dials_mpi.runs.comparison import FIGURES, Comparison, compare, configuration_changes
+from dials_mpi.runs.comparison import FIGURES, Comparison, compare, configuration_changes, layouts_of
 from dials_mpi.runs.offline import Parser, run_tool, tell
 from dials_mpi.runs.reading import Run
 from dials_mpi.runs.results import one_of_each_seed, open_runs, standard_error, state_notes
@@ -74,12 +75,16 @@ def work(arguments: argparse.Namespace) -> int:
         if len(values) > 1:
             raise UserError(f"{key}: {' and '.join(map(str, values))} cannot be compared figure by figure")
     comparisons, more = compare(a, b)
+    shown = [c for c in comparisons if c.name in (arguments.only or FIGURES)]
+    if apart := [c for c in shown if c.layouts]:
+        said = "{}: neither side is better or worse, as their layouts differ (A: {}; B: {})"
+        said = said.format(", ".join(c.name for c in apart), *apart[0].layouts)
+        more.append(said + ("" if arguments.fail_if_worse is None else "; --fail-if-worse does not count them"))
     tell(NAME, [*notes, *state_notes([*a, *b]), *more])
     for letter, side in (("A", a), ("B", b)):
         seeds = ", ".join(str(run.configuration["seed"]) for run in side)
         print(f"{letter}: {', '.join(str(run.path) for run in side)} (seed{'s' if len(side) > 1 else ''} {seeds})")
     _print_settings(a, b)
-    shown = [c for c in comparisons if c.name in (arguments.only or FIGURES)]
     worse = [c for c in shown if arguments.fail_if_worse is not None and 100 * c.worse_by > arguments.fail_if_worse]
     _print_figures(shown)
     if min(len(a), len(b)) < 3:
@@ -94,6 +99,8 @@ def work(arguments: argparse.Namespace) -> int:
 
 def _print_settings(a: Sequence[Run], b: Sequence[Run]) -> None:
     changes = [change for change in configuration_changes(a, b) if change[0] != "seed"]
+    if layouts := layouts_of(a, b):
+        changes.append(("layout", *([text] for text in layouts)))
     print("\nsettings: no differences" if not changes else "\nsettings")
     width = max((len(key) for key, _, _ in changes), default=0)
     for key, *values in changes:
@@ -106,7 +113,8 @@ def _print_figures(comparisons: Sequence[Comparison]) -> None:
     for c in comparisons:
         difference = _mean(c.pairs) if len(c.pairs) else ""
         change = "" if math.isnan(c.change) else f"{100 * c.change:+.1f} %"
-        direction = "" if not change or c.change == 0 else "worse" if c.worse_by > 0 else "better"
+        direction = "" if c.change == 0 else "other layout" if c.layouts else "worse" if c.worse_by > 0 else "better"
+        direction = direction if change else ""
         print(f"{c.name:28}{_mean(c.a):>20}{_mean(c.b):>20}{difference:>20}{change:>10}  {direction}")
         if len(c.a) and len(c.b):
             print(f"{'':4}{c.unit + ', ' if c.unit else ''}{c.verdict}")

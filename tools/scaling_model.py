@@ -34,6 +34,7 @@ from dials_mpi.cli import at_least, layers, number  # noqa: E402
 from dials_mpi.config import MODES, Configuration, from_values, resolve  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.parallel.layout import Layout, choose_layout  # noqa: E402
+from dials_mpi.runs import results  # noqa: E402
 from dials_mpi.runs.clock import LEARNING  # noqa: E402
 from dials_mpi.runs.offline import Parser, run_tool, tell  # noqa: E402
 from dials_mpi.runs.progress import clock_time  # noqa: E402
@@ -201,9 +202,9 @@ def _of_run(run: Run, a: argparse.Namespace) -> tuple[Configuration, Layout, Clu
         raise UserError(f"--check: {run.path} was resumed, and its summary is of a part; choose a run in one go")
     c = from_values(run.configuration)
     domain = make_domain(c.env, c.agents, c.domain)
-    # Those that the ranks could use; more would make no difference to them.
-    cores = round(3600 * summary["core_hours"] / summary["wall_seconds"])
-    cluster = Cluster(max(1, -(-cores // a.machines)), a.machines, a.bandwidth * 1e9, a.latency * 1e-6)
+    # More than the ranks could keep busy would make no difference to them.
+    cores = -(-results.cores(run) // a.machines)
+    cluster = Cluster(cores, a.machines, a.bandwidth * 1e9, a.latency * 1e-6)
     layout = _layout(c, ranks, domain.horizon, cluster, "auto")
     if str(layout) != run.facts.get("layout"):
         tell(NAME, [f"{run.path}: its layout was {run.facts.get('layout')!r}; predicted is {layout}"])

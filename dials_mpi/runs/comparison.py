@@ -29,6 +29,8 @@ class Comparison:
     """[n_b] float64."""
     pairs: np.ndarray
     """[n] float64, B minus A of the seeds that both sides have."""
+    layouts: tuple[str, str] | None = None
+    """Of A and B, in words, if they differ and the figure depends on them: then neither side is better or worse."""
 
     @property
     def change(self) -> float:
@@ -41,7 +43,9 @@ class Comparison:
 
     @property
     def worse_by(self) -> float:
-        """By how much B is worse than A, relative to A; negative if it is better."""
+        """By how much B is worse than A, relative to A; negative if it is better, NaN if that cannot be said."""
+        if self.layouts:
+            return math.nan
         return -self.change if self.higher_is_better else self.change
 
     @property
@@ -73,6 +77,10 @@ FIGURES: dict[str, tuple[str, bool, Callable[[Run, int], float | None]]] = {
 """Unit, whether more is better, and the figure of a run; returns up to a step that all runs have come to."""
 
 
+_OF_A_LAYOUT = ("speed", "time", "memory of all ranks", "memory of the largest rank")
+"""Figures that are other ones on other ranks; what is learned is not."""
+
+
 def compare(a: Sequence[Run], b: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
     """Every figure of `FIGURES` on both sides, and notes for the user.
 
@@ -87,6 +95,7 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> tuple[list[Comparison], list[
     last = int(min(steps[-1] for steps in evaluated)) if evaluated else 0
     if any(steps[-1] != last for steps in evaluated):
         notes.append(f"returns are compared up to step {last:,}, which is as far as every run was evaluated")
+    layouts = layouts_of(a, b)
     comparisons = []
     for name, (unit, higher, of) in FIGURES.items():
         sides = [{run.configuration["seed"]: of(run, last) for run in side} for side in (a, b)]
@@ -97,8 +106,26 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> tuple[list[Comparison], list[
         if len(both) and (len(both) < len(sides[0]) or len(both) < len(sides[1])):
             values = [np.array([side[seed] for seed in both], np.float64) for side in sides]
             notes.append(f"{name}: only seeds on both sides are compared: {', '.join(map(str, both))}")
-        comparisons.append(Comparison(name, unit, higher, *values, pairs))
+        comparisons.append(Comparison(name, unit, higher, *values, pairs, layouts if name in _OF_A_LAYOUT else None))
     return comparisons, notes
+
+
+def layouts_of(a: Sequence[Run], b: Sequence[Run]) -> tuple[str, str] | None:
+    """How A and B lay on ranks and cores, in words, if they did not alike; seed by seed where both have it."""
+    sides = [{run.configuration["seed"]: _layout(run) for run in side} for side in (a, b)]
+    both = sorted(sides[0].keys() & sides[1].keys())
+    found = [[side[seed] for seed in both] if both else sorted(set(side.values())) for side in sides]
+    if found[0] == found[1]:
+        return None
+    return tuple("; ".join(dict.fromkeys(side)) for side in found)
+
+
+def _layout(run: Run) -> str:
+    """Of a run, or of each of its sessions if they differ; and on how many cores, if ranks had to take turns."""
+    words = list(dict.fromkeys(session["layout"] for session in run.sessions if "layout" in session))
+    text = ", then ".join(words) or "not known"
+    cores = results.cores(run)
+    return f"{text}, on {cores} cores" if cores and cores < run.sessions[-1].get("ranks", 1) else text
 
 
 def configuration_changes(a: Sequence[Run], b: Sequence[Run]) -> list[tuple[str, list[Any], list[Any]]]:

@@ -234,6 +234,12 @@ def memory(run: Run) -> list[float] | None:
     return run.facts.get("summary", {}).get("memory_mib_per_rank")
 
 
+def cores(run: Run) -> int | None:
+    """How many the ranks could keep busy, of a resumed run in the end; None where there is no closing summary."""
+    summary = run.facts.get("summary")
+    return round(3600 * summary["core_hours"] / summary["wall_seconds"]) if summary else None
+
+
 def flat(configuration: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"ppo": {"clip": 0.2}}` → `{"ppo.clip": 0.2}`; lists become tuples."""
     result = {}
