@@ -10,7 +10,7 @@ from conftest import CommandLine
 from test_command_line import one_line
 
 from dials_mpi.__main__ import main
-from dials_mpi.algorithms.evaluation import evaluate_controller, evaluate_policy, load_player, load_policy
+from dials_mpi.algorithms.evaluation import Returns, evaluate_controller, evaluate_policy, load_player, load_policy
 from dials_mpi.config import resolve
 from dials_mpi.errors import UserError
 from dials_mpi.learning.policy import Policy
@@ -63,6 +63,43 @@ def test_policies_of_another_configuration_are_refused(run):
     other = c.model_copy(update={"policy": c.policy.model_copy(update={"hidden_sizes": (32,)})})
     with pytest.raises(UserError, match="but the run's configuration makes"):
         load_player(folder, other, domain, 1, 0)
+
+
+def test_returns_by_hand():
+    """Two agents, three episodes: what is an agent's, an episode's and everybody's must not be confused."""
+    returns = Returns(np.array([[1, 2, 6], [3, 8, 4]], np.float32))
+    # Agents: (1 + 2 + 6) / 3 = 3 and (3 + 8 + 4) / 3 = 5. Episodes: 2, 5, 5; all: 4.
+    assert returns.per_agent.tolist() == [3.0, 5.0]
+    assert returns.mean_return == 4.0
+    # Deviations of the episodes -2, 1, 1: variance (4 + 1 + 1) / 2 = 3, of their mean 3 / 3 = 1. (All six numbers as if
+    # they were independent: squares 9 + 4 + 4 + 1 + 16 + 0 = 34, √(34 / 5 / 6) = 1.06.)
+    assert returns.standard_error == pytest.approx(1.0)
+    assert str(returns) == "4.00 ± 1.00 (agents 3.00 to 5.00)"
+
+
+def test_a_record_of_returns_by_hand():
+    """Three agents, two episodes."""
+    returns = Returns(np.array([[0, 1], [2, 2], [-1, -3]], np.float32))
+    # Episodes: 1/3 and 0; mean 1/6; deviations ±1/6, variance 2/36, of the mean 1/36.
+    assert returns.as_record() == {
+        "mean_return": 0.166667,
+        "standard_error": 0.166667,
+        "episodes": 2,
+        "min_agent": -2.0,
+        "max_agent": 2.0,
+        "per_agent": {"mean_return": [0.5, 2.0, -2.0]},
+    }
+
+
+def test_agents_that_share_their_luck_tell_no_more_than_one_of_them():
+    """A hundred agents that earn the same in each of two episodes: still two observations, 0 and 2, error 1."""
+    assert Returns(np.tile(np.float32([0, 2]), (100, 1))).standard_error == pytest.approx(1.0)
+
+
+def test_means_of_large_returns_keep_their_digits():
+    """2²⁴ + 1 is no float32."""
+    assert Returns(np.array([[2**24, 1]], np.float32)).mean_return == 2**23 + 0.5
+    assert Returns(np.array([[2**24, 1]], np.float32)).per_agent.tolist() == [2**23 + 0.5]
 
 
 def content(folder):

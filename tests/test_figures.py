@@ -125,6 +125,58 @@ def test_only_steps_that_all_seeds_have_are_averaged(tmp_path):
     assert "up to step 400" in note
 
 
+def test_a_step_that_a_run_was_evaluated_at_twice_counts_once_as_it_was_at_first(tmp_path):
+    group = open_group(
+        made_up(tmp_path / "a", 0, [1.0, 5.0, 7.0, 9.0], steps=(0, 400, 400, 800)),
+        made_up(tmp_path / "b", 1, [3.0, 7.0, 11.0]),
+    )
+    curve = results.average(group.runs, "evaluate", "mean_return")
+    assert curve.steps.tolist() == [0, 400, 800]
+    assert curve.mean.tolist() == [2.0, 6.0, 10.0]
+    assert curve.standard_error.tolist() == pytest.approx([1.0, 1.0, 1.0])  # deviations ±1: √(2 / 1 / 2)
+
+
+def test_the_standard_error_of_many_figures_at_once():
+    """Over axis 0: 2, 4, 4, 6 have mean 4 and squares 4 + 0 + 0 + 4; √(8 / 3 / 4). 1, 1, 1, 5: 1 + 1 + 1 + 9."""
+    values = np.array([[2, 1], [4, 1], [4, 1], [6, 5]], float)
+    assert results.standard_error(values) == pytest.approx([np.sqrt(2 / 3), 1.0])
+    assert results.standard_error(values[:, 0]) == pytest.approx(np.sqrt(2 / 3))
+    assert np.isnan(results.standard_error(values[:1])).tolist() == [True, True]
+
+
+def test_references_are_averaged_over_seeds_each_counted_once(tmp_path):
+    """Plan: 12 ± 0.3 and 14 ± 0.4 are 13 ± √(0.09 + 0.16) / 2. Runs of one seed play the same episodes."""
+    one, other = {"plan": (12.0, 0.3, [12.0, 12.0])}, {"plan": (14.0, 0.4, [14.0, 14.0])}
+    folders = [
+        made_up(tmp_path / "a", 0, [1, 2, 3], references=one | {"rest": (5.0, 0.5, [5.0, 5.0])}),
+        made_up(tmp_path / "b", 1, [1, 2, 3], references=other),
+        made_up(tmp_path / "c", 1, [1, 2, 3], references=other, mode="gs"),
+    ]
+    found = results.references(results.open_runs(folders))
+    assert found == {"plan": pytest.approx((13.0, 0.25)), "rest": pytest.approx((5.0, 0.5))}
+
+
+def test_speed_time_and_memory_of_a_run_by_hand(tmp_path):
+    """800 steps of two agents in half an hour: 1600 / 1800 s. The last record is of second 8."""
+    ended = {"summary": {"wall_seconds": 1800.0, "core_hours": 1.5, "memory_mib_per_rank": [300.0, 100.0, 200.0]}}
+    folders = {
+        "ended": made_up(tmp_path / "ended", 0, [1, 2, 3], facts=ended),
+        "resumed": made_up(tmp_path / "resumed", 1, [1, 2, 3], facts=ended | {"resumed": [{}]}),
+        "died": made_up(tmp_path / "died", 2, [1, 2, 3]),
+        "empty": made_up(tmp_path / "empty", 3, [], steps=()),
+    }
+    runs = dict(zip(folders, results.open_runs(folders.values()), strict=True))
+    assert results.reached(runs["ended"]) == 800
+    assert results.hours(runs["ended"]) == 0.5
+    assert results.speed(runs["ended"]) == pytest.approx(1600 / 1800)
+    assert results.cores(runs["ended"]) == 3
+    assert results.memory(runs["ended"]) == [300.0, 100.0, 200.0]
+    # A resumed run's summary is of its last part; records have the time of all of it.
+    assert results.hours(runs["resumed"]) == pytest.approx(8 / 3600)
+    assert results.speed(runs["died"]) == pytest.approx(1600 / 8)
+    assert results.memory(runs["died"]) is results.cores(runs["died"]) is None
+
+
 def test_a_single_seed_has_no_standard_error(tmp_path):
     curve = results.average(open_group(made_up(tmp_path / "a", 0, [1, 2, 3])).runs, "evaluate", "mean_return")
     assert np.isnan(curve.standard_error).all()
@@ -235,6 +287,88 @@ def test_the_statistics_of_a_comparison_by_hand(tmp_path):
     assert training.a.tolist() == [5.0, 5.25, 5.5]
     memory = next(c for c in found if c.name.startswith("memory"))
     assert np.isnan(memory.change)
+
+
+def test_pairs_are_of_one_seed_whatever_the_order_and_number_of_runs(tmp_path):
+    a = [made_up(tmp_path / f"a{seed}", seed, [0, 0, last]) for seed, last in ((2, 16.0), (0, 10.0), (1, 12.0))]
+    b = [made_up(tmp_path / f"b{seed}", seed, [0, 0, last]) for seed, last in ((3, 50.0), (2, 15.0), (1, 13.0))]
+    found, notes = comparison.compare(results.open_runs(a), results.open_runs(b))
+    final = next(c for c in found if c.name == "final return")
+    # Seeds 1 and 2: 12 → 13 and 16 → 15, so the means of both sides are 14.
+    assert final.pairs.tolist() == [1.0, -1.0]
+    assert (final.a.tolist(), final.b.tolist()) == ([12.0, 16.0], [13.0, 15.0])
+    assert final.change == 0
+    assert "final return: only seeds on both sides are compared: 1, 2" in notes
+
+
+def test_every_figure_of_a_comparison_by_hand(tmp_path):
+    """B went further than A, whose last evaluation at step 400 is where returns are compared."""
+    a = made_up(tmp_path / "a", 0, [1.0, 3.0], steps=(0, 400), facts=laid(THREE, hours=1, cores=3))
+    b = made_up(tmp_path / "b", 0, [2.0, 4.0, 9.0], facts=laid(THREE, hours=2, cores=3))
+    found, notes = comparison.compare(results.open_runs([a]), results.open_runs([b]))
+    figures = {c.name: (c.a.tolist(), c.b.tolist(), c.change, c.worse_by) for c in found}
+    assert list(figures) == list(comparison.FIGURES)
+    assert figures["final return"] == ([3.0], [4.0], pytest.approx(1 / 3), pytest.approx(-1 / 3))
+    assert figures["mean return over training"] == ([2.0], [3.0], 0.5, -0.5)
+    assert figures["last cross-entropy"] == ([0.4], [0.4], 0.0, 0.0)
+    # 400 and 800 steps of two agents in one and two hours.
+    assert figures["speed"] == (pytest.approx([800 / 3600]), pytest.approx([1600 / 7200]), 0.0, 0.0)
+    assert figures["time"] == ([1.0], [2.0], 1.0, 1.0)
+    assert figures["memory of all ranks"] == ([300.0], [600.0], 1.0, 1.0)
+    assert figures["memory of the largest rank"] == ([100.0], [200.0], 1.0, 1.0)
+    assert notes == ["returns are compared up to step 400, which is as far as every run was evaluated"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "paired", "change"),
+    [
+        ([10.0], [12.0], True, 0.2),
+        ([-10.0], [-12.0], True, -0.2),  # lower, of a figure below 0
+        ([8.0, 12.0], [9.0, 14.0], True, 0.15),  # (1 + 2) / 2 of 10
+        ([8.0, 12.0], [9.0, 9.0, 12.0], False, 0.0),  # 10 and 10
+        ([0.0], [3.0], True, np.inf),
+        ([0.0], [-3.0], True, -np.inf),
+        ([0.0], [0.0], True, 0.0),
+        ([1.0], [], False, np.nan),
+    ],
+)
+def test_changes_are_relative_to_the_mean_of_a(a, b, paired, change):
+    pairs = np.subtract(b, a) if paired else np.zeros(0)
+    higher, lower = (comparison.Comparison("x", "", h, np.array(a), np.array(b), pairs) for h in (True, False))
+    assert higher.change == pytest.approx(change, nan_ok=True)
+    assert higher.worse_by == pytest.approx(-change, nan_ok=True)
+    assert lower.worse_by == pytest.approx(change, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict"),
+    [
+        ([], "no seed on both sides: no test"),
+        ([1.0], "1 pair: no test"),
+        ([2.0, 2.0], "2 pairs: all differ by the same"),
+        # Mean 2, variance 2: t = 2 / √(2 / 2), p = 1 - 2 atan(2) / π = 0.295 with one degree of freedom. Signs: sums of
+        # 4, 2, -2 and -4, of which two are as large as 4.
+        ([1.0, 3.0], "2 pairs: t = 2.00, p = 0.295; sign flips p = 0.500 (not below 0.500 with so few)"),
+        # Mean 0: nothing.
+        ([-1.0, 1.0, -2.0, 2.0, -3.0, 3.0], "6 pairs: t = 0.00, p = 1.000; sign flips p = 1.000"),
+    ],
+)
+def test_verdicts_by_hand(pairs, verdict):
+    n = len(pairs)
+    c = comparison.Comparison("x", "", True, np.zeros(n), np.array(pairs), np.array(pairs))
+    assert c.verdict == verdict
+
+
+def test_what_compare_prints_by_hand(tmp_path, capsys):
+    """9, 10, 14 → 11, 14, 14: means 11 and 13, errors √(14 / 2 / 3) and √(6 / 2 / 3); pairs 2, 4, 0, √(8 / 2 / 3)."""
+    sides = [
+        [str(made_up(tmp_path / f"{side}{seed}", seed, [0, 0, last])) for seed, last in enumerate(returns)]
+        for side, returns in (("a", (9.0, 10.0, 14.0)), ("b", (11.0, 14.0, 14.0)))
+    ]
+    assert compare.main(["--a", *sides[0], "--b", *reversed(sides[1]), "--only", "final return"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("final return")]
+    values = "11.00 ± 1.53 13.00 ± 1.00 2.000 ± 1.155 +18.2 % better"
+    assert " ".join(line.split()) == f"final return {values}"
 
 
 def test_sign_flips_count_all_patterns_or_a_sample_of_them():
