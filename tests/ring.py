@@ -2,8 +2,8 @@
 
 Agent i holds one bit, the influence source of the last step: whether its left neighbour chose action 1. It is paid 1
 for choosing the action that equals its own bit. A second source, the right neighbour's choice, has no effect. There is
-no other randomness than the first bits. Used by the tests as `--env ring:Ring`, through the extension point that users
-have.
+no other randomness than the first bits, which a replay hands over. Used by the tests as `--env ring:Ring`, through the
+extension point that users have.
 """
 
 import time
@@ -35,10 +35,14 @@ class RingGlobalSimulator(_Bits, GlobalSimulator):
 
     def reset(self):
         draws = [generator.integers(2, size=self._shape[0]) for generator in self._generators]
-        self._bits = np.stack(draws, axis=1).astype(np.uint8)
+        self._bits = self._draws = np.stack(draws, axis=1).astype(np.uint8)
         return self.local_states()
 
+    def draws(self):
+        return self._draws
+
     def step(self, actions):
+        self._draws = None
         if actions is None:
             actions = self._bits
         neighbours = [np.roll(actions, 1, axis=0), np.roll(actions, -1, axis=0)]
@@ -50,12 +54,19 @@ class RingGlobalSimulator(_Bits, GlobalSimulator):
 
 
 class RingLocalSimulator(_Bits, LocalSimulator):
+    _given = None
+
     def seed(self, generators):
         self._generators = generators
 
+    def take_draws(self, draws):
+        self._given = draws
+
     def reset(self):
-        draws = [generator.integers(2, size=self._shape[1]) for generator in self._generators]
-        self._bits = np.stack(draws).astype(np.uint8)
+        draws, self._given = self._given, None
+        if draws is None:
+            draws = np.stack([generator.integers(2, size=self._shape[1]) for generator in self._generators])
+        self._bits = draws.astype(np.uint8)
         return self.local_states()
 
     def step(self, actions, influence_sources):

@@ -53,7 +53,11 @@ class TabularGlobalSimulator(_Bits, GlobalSimulator):
         self._generators = generators
 
     def _uniform(self):
-        return np.stack([generator.random(2) for generator in self._generators], axis=1)
+        self._draws = np.stack([generator.random(2) for generator in self._generators], axis=1)
+        return self._draws
+
+    def draws(self):
+        return self._draws
 
     def reset(self):
         return self._begin(self._uniform())
@@ -67,11 +71,17 @@ class TabularGlobalSimulator(_Bits, GlobalSimulator):
 
 
 class TabularLocalSimulator(_Bits, LocalSimulator):
+    _given = None
+
     def seed(self, generators):
         self._generators = generators
 
     def _uniform(self):
-        return np.stack([generator.random(self._shape[1]) for generator in self._generators])
+        given, self._given = self._given, None
+        return np.stack([g.random(self._shape[1]) for g in self._generators]) if given is None else given
+
+    def take_draws(self, draws):
+        self._given = draws
 
     def reset(self):
         return self._begin(self._uniform())

@@ -17,7 +17,7 @@ from dials_mpi.algorithms.evaluation import evaluate_controller
 from dials_mpi.errors import UserError
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.registry import make_domain
-from dials_mpi.simulators.replay import replay
+from dials_mpi.simulators.replay import disagreement, replay
 from dials_mpi.simulators.traffic import TrafficSettings, network, sumo
 from dials_mpi.simulators.traffic.fidelity import agreement
 from dials_mpi.simulators.traffic.handcoded import FixedTime
@@ -74,8 +74,9 @@ def random_actions(steps, *shape, p=0.5):
         traffic(backend="traci"),
         traffic(6, rows=2, columns=3, lanes=2),
         traffic(1, edge_length=60, cell_length=12, outgoing_length=15, speed_limit=11.5),
+        traffic(25),
     ],
-    ids=["libsumo", "traci", "2x3-two-lanes", "short"],
+    ids=["libsumo", "traci", "2x3-two-lanes", "short", "25"],
 )
 def test_keeps_what_the_interface_promises(domain):
     check_domain(domain)
@@ -372,6 +373,76 @@ def test_the_ls_under_perfect_influence_follows_the_gs(policy):
         assert ((figures[name] <= bound) if "error" in name else (figures[name] >= bound)).all(), (name, figures[name])
     returns, local_returns = figures["return"].mean(), figures["LS return"].mean()
     assert abs(returns - local_returns) / returns <= 0.03
+
+
+class LateSources:
+    """A GS that tells u a step late."""
+
+    def __init__(self, gs):
+        self._gs = gs
+
+    def __getattr__(self, name):
+        return getattr(self._gs, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._gs.close()
+
+    def reset(self):
+        observations = self._gs.reset()
+        self._now = self._gs.influence_sources()
+        return observations
+
+    def step(self, actions):
+        self._before, step = self._now, self._gs.step(actions)
+        self._now = self._gs.influence_sources()
+        return step
+
+    def influence_sources(self):
+        return self._before
+
+
+def with_fault(domain, fault):
+    whole = domain.global_simulator, domain.local_simulator
+    if fault == "late":
+        domain.global_simulator = lambda copies, controller=None: LateSources(whole[0](copies, controller))
+    if fault == "ignored":
+
+        def local_simulator(agents, copies):
+            ls = whole[1](agents, copies)
+            ls.step = lambda actions, sources: TrafficLocalSimulator.step(ls, actions, 0 * sources)
+            return ls
+
+        domain.local_simulator = local_simulator
+    return domain
+
+
+@pytest.mark.parametrize(("agents", "seeds"), [(1, (0, 1, 2)), (4, (0, 1, 2)), (25, (0,))])
+def test_the_tolerance_of_replays_lies_between_the_ls_and_one_with_wrong_influence(agents, seeds):
+    """With room on both sides, for the worst light."""
+    worst = {}
+    for fault in (None, "late", "ignored"):
+        found = []
+        for seed in seeds:
+            for p in (0.5, 0.1):
+                actions = iter(random_actions(100, agents, 3, p=p))
+                domain = with_fault(traffic(agents), fault)
+                recorded, replayed = replay(domain, 3, lambda _, actions=actions: next(actions), seed, 100)
+                found.append([disagreement(*both).max() for both in zip(recorded, replayed, strict=True)])
+        worst[fault] = np.array(found)
+    assert worst[None].max() < 0.75 * domain.replay_tolerance
+    assert worst["late"].max(axis=1).min() > 1.25 * domain.replay_tolerance
+    assert worst["ignored"].max(axis=1).min() == 1
+
+
+@pytest.mark.parametrize("fault", ["late", "ignored"])
+def test_wrong_influence_is_refused(fault):
+    with pytest.raises(
+        UserError, match=r"lives another one: first at step \d+, agent \d, copy \d, where the (local state|reward) "
+    ):
+        check_domain(with_fault(traffic(), fault))
 
 
 def test_shorter_outgoing_lanes_change_next_to_nothing():

@@ -117,26 +117,22 @@ def test_an_item_collected_by_two_robots_pays_both():
 
 @pytest.mark.parametrize(("n_agents", "border"), [(4, "scripted"), (25, "scripted"), (9, "none")])
 def test_local_simulator_replays_the_global_one_exactly(n_agents, border):
-    """Actions, new items and influence sources of the GS, fed to the LS, give the same states and rewards."""
+    """Actions, draws and influence sources of the GS, fed to the LS, give the same states and rewards."""
     copies, episodes = 5, 6
     domain = warehouse(n_agents, border=border)
     gs = seeded(domain.global_simulator(copies), copies)
     ls = seeded(domain.local_simulator(range(n_agents), copies), n_agents, seed=1)
     generator = np.random.default_rng(2)
-    own = gs.floor.cells[gs.learning, :12]
-
-    def new_items(floor):
-        return (floor.appeared[own] == floor.now).reshape(-1, copies)
-
     collected = 0.0
     for _ in range(episodes):
-        ls.reset()
         observations = gs.reset()
-        ls.floor.reset(new_items(gs.floor))
+        ls.take_draws(gs.draws())
+        assert np.array_equal(ls.reset(), observations)
         for _ in range(domain.horizon):
             actions = generator.integers(4, size=(n_agents, copies))
             observations, rewards = gs.step(actions)
-            step = ls.advance(actions, gs.influence_sources(), new_items(gs.floor))
+            ls.take_draws(gs.draws())
+            step = ls.step(actions, gs.influence_sources())
             assert np.array_equal(step.observations, observations)
             assert np.array_equal(step.rewards, rewards)
             assert np.array_equal(ls.local_states(), gs.local_states())
@@ -145,7 +141,14 @@ def test_local_simulator_replays_the_global_one_exactly(n_agents, border):
     assert collected > 0.5 * n_agents * copies * episodes, "a replay in which nothing happens shows nothing"
 
 
-@pytest.mark.parametrize("n_agents", [1, 4, 9])
+def test_draws_that_were_handed_over_are_used_once():
+    simulator = seeded(warehouse(1, item_probability=0.5).local_simulator([0], 3), 1)
+    simulator.take_draws(np.zeros((1, 3, 12), bool))
+    assert not simulator.reset()[..., 25:].any()
+    assert simulator.reset()[..., 25:].any()
+
+
+@pytest.mark.parametrize("n_agents", [1, 4, 9, 25])
 def test_conforms_to_the_interface(n_agents):
     check_domain(warehouse(n_agents))
 

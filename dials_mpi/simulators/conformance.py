@@ -1,19 +1,33 @@
 """Tells whether a domain keeps what `interface` promises. For tests, and for people who write their own domain."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from dials_mpi.errors import UserError
-from dials_mpi.simulators.interface import Domain
+from dials_mpi.simulators.interface import Domain, Step
+from dials_mpi.simulators.replay import Replay, disagreement, replay
+from dials_mpi.simulators.values import earliest, place
 
 _COPIES = 3
 _STEPS = 12
+_REPLAYED_STEPS = 100
+_MOST_REPLAYED_COPIES = 10
+_MET_WITH = ("local state", "observation", "reward")
+"""In the order of `replay.Episode`."""
+_REMEDY = (
+    "influence_sources must be the u_t of the last step, local_states x_t as it is now, and LocalSimulator must act on "
+    "both; random draws are handed over by draws and take_draws; if LocalSimulator approximates, the domain "
+    "has a replay_tolerance (dials_mpi/simulators/interface.py)"
+)
 
 
 def check_domain(domain: Domain) -> None:
-    """Plays a few steps on both simulators and checks shapes, dtypes, ranges and streams.
+    """Plays a few steps on both simulators and checks shapes, dtypes, ranges and streams; then lives an episode of the
+    global simulator through again in the local one, which must come to the same.
 
     Raises:
         UserError: the first promise that is broken.
@@ -35,6 +49,7 @@ def check_domain(domain: Domain) -> None:
         alone,
         "LocalSimulator: an agent alone lives another episode than among others; it must draw from its own stream only",
     )
+    _check_replay(domain)
 
 
 def check_start(domain: Domain) -> None:
@@ -95,49 +110,92 @@ def _play_global(
 ) -> list[np.ndarray]:
     """Observations, rewards, influence sources and local states of some steps, each [N, steps, B, …]."""
     n, b = domain.n_agents, len(copies)
+    at = _Checks(domain, "GlobalSimulator", range(n), copies)
     generators = [np.random.default_rng(100 + copy) for copy in copies]
     seen = [[] for _ in range(4)]
     with domain.global_simulator(b, controller) as simulator:
         _warm_up(simulator, b, warm_up, lambda: simulator.step(None if controller else np.zeros((n, b), np.int64)))
         simulator.seed([np.random.default_rng(copy) for copy in copies])
-        _check_observations(domain, simulator.reset(), (n, b), "GlobalSimulator.reset")
+        at.observations(simulator.reset(), -1)
         if domain.influence:
-            _check_local_states(domain, simulator, (n, b), "GlobalSimulator")
-        for _ in range(steps):
+            at.local_states(simulator)
+            at.draws(simulator)
+        for t in range(steps):
             actions = np.stack([g.integers(domain.n_actions, size=n) for g in generators], axis=1)
             step = simulator.step(None if controller else actions)
-            _check_step(domain, step, (n, b), "GlobalSimulator")
+            at.step(step, t)
             seen[0].append(step.observations.copy())
             seen[1].append(step.rewards.copy())
             if domain.influence:
-                sources = simulator.influence_sources()
-                shape = (n, b, domain.influence.sources)
-                _expect(domain, "GlobalSimulator.influence_sources", sources, shape, np.uint8, domain.influence.classes)
-                seen[2].append(sources.copy())
-                seen[3].append(_check_local_states(domain, simulator, (n, b), "GlobalSimulator").copy())
+                seen[2].append(at.influence_sources(simulator).copy())
+                seen[3].append(at.local_states(simulator).copy())
+                at.draws(simulator)
     return [np.stack(arrays, axis=1) for arrays in seen if arrays]
 
 
 def _play_local(domain: Domain, agents: list[int], copies: int, steps: int, warm_up: int = 0) -> list[np.ndarray]:
     """Observations, rewards and local states of some steps, each [A, steps, B, …]."""
     a, influence = len(agents), domain.influence
+    at = _Checks(domain, "LocalSimulator", agents, range(copies))
     generators = [np.random.default_rng(100 + agent) for agent in agents]
     seen = [[] for _ in range(3)]
     with domain.local_simulator(agents, copies) as simulator:
         no_actions, no_sources = np.zeros((a, copies), np.int64), np.zeros((a, copies, influence.sources), np.uint8)
         _warm_up(simulator, a, warm_up, lambda: simulator.step(no_actions, no_sources))
         simulator.seed([np.random.default_rng(agent) for agent in agents])
-        _check_observations(domain, simulator.reset(), (a, copies), "LocalSimulator.reset")
-        _check_local_states(domain, simulator, (a, copies), "LocalSimulator")
-        for _ in range(steps):
+        at.observations(simulator.reset(), -1)
+        at.local_states(simulator)
+        for t in range(steps):
             actions = np.stack([g.integers(domain.n_actions, size=copies) for g in generators])
             sources = np.stack([g.integers(influence.classes, size=no_sources.shape[1:]) for g in generators])
             step = simulator.step(actions, sources.astype(np.uint8))
-            _check_step(domain, step, (a, copies), "LocalSimulator")
-            local_states = _check_local_states(domain, simulator, (a, copies), "LocalSimulator")
-            for arrays, array in zip(seen, (step.observations, step.rewards, local_states), strict=True):
+            at.step(step, t)
+            for arrays, array in zip(seen, (step.observations, step.rewards, at.local_states(simulator)), strict=True):
                 arrays.append(array.copy())
     return [np.stack(arrays, axis=1) for arrays in seen]
+
+
+def _check_replay(domain: Domain) -> None:
+    """The LS under the recorded actions, sources and draws of the GS must live what the GS has lived."""
+    steps = min(_REPLAYED_STEPS, domain.horizon)
+    # Of short episodes more: what approximates is judged by means over all of them.
+    copies = min(_MOST_REPLAYED_COPIES, max(_COPIES, _COPIES * _REPLAYED_STEPS // steps))
+    generator = np.random.default_rng(0)
+    shape = (domain.n_agents, copies)
+    try:
+        replayed = replay(domain, copies, lambda _: generator.integers(domain.n_actions, size=shape), steps=steps)
+    except NotImplementedError as error:
+        raise UserError(f"domain {domain.name}: {error}") from error
+    for simulator, episode in zip(("GlobalSimulator", "LocalSimulator"), replayed, strict=True):
+        checks = _Checks(domain, simulator, range(domain.n_agents), range(copies))
+        checks.values("observation", episode.observations, range(-1, steps), domain.observation_range)
+        checks.values("reward", episode.rewards, range(steps))
+    _check_agreement(domain, replayed)
+
+
+def _check_agreement(domain: Domain, replayed: Replay) -> None:
+    first, often, most = None, [], 0.0
+    for what, recorded, relived in zip(_MET_WITH, *replayed, strict=True):
+        apart = disagreement(recorded, relived)
+        most = max(most, apart.max())
+        differs = recorded != relived
+        agent_steps = differs.reshape(*differs.shape[:3], -1).any(axis=-1)
+        often.append(f"{agent_steps.sum()} of {agent_steps.size} {what}s")
+        differs[apart <= domain.replay_tolerance] = False
+        if not differs.any():
+            continue
+        agent, t, copy, *entry = index = earliest(differs)
+        step = t if what == "reward" else t - 1
+        if first is None or step < first[0]:
+            name = f"{what} (entry {entry[0]})" if entry else what
+            values = f"{float(relived[index]):g} instead of {float(recorded[index]):g}"
+            first = step, f"{place(step, agent, copy)}, where the {name} is {values}"
+    if first:
+        raise UserError(
+            f"domain {domain.name}: LocalSimulator, given the actions and influence sources of an episode of "
+            f"GlobalSimulator, lives another one: first at {first[1]}; different are {', '.join(often)} (disagreement "
+            f"{most:.2g}, replay_tolerance {domain.replay_tolerance:g}); {_REMEDY}"
+        )
 
 
 def _warm_up(simulator, n_generators: int, steps: int, step) -> None:
@@ -149,34 +207,78 @@ def _warm_up(simulator, n_generators: int, steps: int, step) -> None:
             step()
 
 
-def _check_observations(domain: Domain, observations, size: tuple[int, int], what: str) -> None:
-    _expect(domain, f"{what}: observations", observations, (*size, domain.observation_size), None)
+class _Checks:
+    """What is checked wherever a simulator returns something.
 
+    Args:
+        simulator: its kind.
+        agents, copies: ids of those that the simulator holds.
+    """
 
-def _check_step(domain: Domain, step, size: tuple[int, int], simulator: str) -> None:
-    _check_observations(domain, step.observations, size, f"{simulator}.step")
-    _expect(domain, f"{simulator}.step: rewards", step.rewards, size, np.float32)
+    def __init__(self, domain: Domain, simulator: str, agents: Sequence[int], copies: Sequence[int]):
+        self._domain = domain
+        self._simulator = simulator
+        self._agents = agents
+        self._copies = copies
+        self._size = (len(agents), len(copies))
 
+    def step(self, step: Step, t: int) -> None:
+        self.observations(step.observations, t)
+        self._expect("step: rewards", step.rewards, (), np.float32)
+        self.values("reward", step.rewards[:, None], [t])
 
-def _check_local_states(domain: Domain, simulator, size: tuple[int, int], name: str) -> np.ndarray:
-    local_states = simulator.local_states()
-    shape = (*size, domain.influence.local_state_size)
-    _expect(domain, f"{name}.local_states", local_states, shape, np.uint8)
-    return local_states
+    def observations(self, observations: np.ndarray, t: int) -> None:
+        """Those after step `t`; -1: after a reset."""
+        what = "reset: observations" if t < 0 else "step: observations"
+        self._expect(what, observations, (self._domain.observation_size,), None)
+        self.values("observation", observations[:, None], [t], self._domain.observation_range)
 
+    def local_states(self, simulator) -> np.ndarray:
+        local_states = simulator.local_states()
+        self._expect("local_states", local_states, (self._domain.influence.local_state_size,), np.uint8)
+        return local_states
 
-def _expect(domain: Domain, what: str, array, shape: tuple[int, ...], dtype, classes: int | None = None) -> None:
-    prefix = f"domain {domain.name}: {what}"
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{prefix} is no numpy array but {type(array).__name__}")
-    if array.shape != shape:
-        raise UserError(f"{prefix} has shape {array.shape}, not {shape}")
-    if dtype is not None and array.dtype != dtype:
-        raise UserError(f"{prefix} has dtype {array.dtype}, not {np.dtype(dtype)}")
-    if not np.isfinite(array).all():
-        raise UserError(f"{prefix} holds values that are not finite")
-    if classes is not None and array.max(initial=0) >= classes:
-        raise UserError(f"{prefix} holds class {array.max()}; the domain declares classes 0 to {classes - 1}")
+    def influence_sources(self, simulator) -> np.ndarray:
+        influence, sources = self._domain.influence, simulator.influence_sources()
+        self._expect("influence_sources", sources, (influence.sources,), np.uint8)
+        if sources.max(initial=0) >= influence.classes:
+            self._refuse(
+                f".influence_sources holds class {sources.max()}; the domain declares classes 0 to "
+                f"{influence.classes - 1}"
+            )
+        return sources
+
+    def draws(self, simulator) -> None:
+        draws = simulator.draws()
+        if draws is not None and (not isinstance(draws, np.ndarray) or draws.shape[:2] != self._size):
+            shape = getattr(draws, "shape", type(draws).__name__)
+            self._refuse(
+                f".draws returns {shape}, neither None nor an array of shape ({self._size[0]}, {self._size[1]}, …)"
+            )
+
+    def values(self, what: str, values: np.ndarray, steps: Sequence[int], bounds=(-np.inf, np.inf)) -> None:
+        """Values [A, T, B, …] of T steps are finite and within their bounds."""
+        low, high = bounds
+        for bad, complaint in (
+            (~np.isfinite(values), "is not finite"),
+            ((values < low) | (values > high), f"is outside observation_range, {low:g} to {high:g}"),
+        ):
+            if bad.any():
+                row, t, column, *_ = index = earliest(bad)
+                where = place(steps[t], self._agents[row], self._copies[column])
+                self._refuse(f": {what} {float(values[index]):g} at {where} {complaint}")
+
+    def _expect(self, what: str, array, shape: tuple[int, ...], dtype) -> None:
+        shape = (*self._size, *shape)
+        if not isinstance(array, np.ndarray):
+            self._refuse(f".{what} is no numpy array but {type(array).__name__}")
+        if array.shape != shape:
+            self._refuse(f".{what} has shape {array.shape}, not {shape}")
+        if dtype is not None and array.dtype != dtype:
+            self._refuse(f".{what} has dtype {array.dtype}, not {np.dtype(dtype)}")
+
+    def _refuse(self, complaint: str) -> NoReturn:
+        raise UserError(f"domain {self._domain.name}: {self._simulator}{complaint}")
 
 
 def _same(domain: Domain, first, second, complaint: str) -> None:

@@ -15,7 +15,9 @@ The horizon is a time limit (truncation): the learner bootstraps from the last o
 predicts u_t from the local states up to x_t (paper, section 3.2).
 
 A domain is plugged in by name (`registry.BUILT_IN`) or by its class, `--env package.module:ClassName`. Write a
-subclass of `Domain` and one of each simulator; `conformance.check_domain` tells whether they keep what is said here.
+subclass of `Domain` and one of each simulator; `conformance.check_domain` tells whether they keep what is said here. It
+replays as well: a local simulator that is given the actions, the influence sources and the draws of a global one must
+live the same episode, or nearly so (`Domain.replay_tolerance`).
 """
 
 from abc import ABC, abstractmethod
@@ -108,6 +110,13 @@ class GlobalSimulator(Simulator):
         """[N, B, U] uint8, the u_t that acted in the last `step`. Domains without influence need not have it."""
         raise NotImplementedError(f"{type(self).__name__} has no influence sources: its domain declares no influence")
 
+    def draws(self) -> np.ndarray | None:
+        """[N, B, …], what the last `reset` or `step` drew at random inside each agent's region; None: nothing.
+
+        For replays: `LocalSimulator.take_draws` is handed them, in whatever form the domain's two simulators agree on.
+        """
+        return None
+
 
 class LocalSimulator(Simulator):
     """The LS, T̂ᵢ, R̂ᵢ and Ôᵢ: the regions of A agents, each alone, in B copies."""
@@ -125,6 +134,13 @@ class LocalSimulator(Simulator):
     def local_states(self) -> np.ndarray:
         """[A, B, D] uint8, x_t as it is now."""
 
+    def take_draws(self, draws: np.ndarray) -> None:
+        """Hands over `draws` [A, B, …] of the GS, which the next `reset` or `step` uses in place of its own.
+
+        For replays; simulators whose GS hands over none need not have it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} lacks take_draws, but its GlobalSimulator has draws")
+
 
 class Domain(ABC):
     """Sizes, names and factories of one domain with N agents.
@@ -141,6 +157,14 @@ class Domain(ABC):
 
     observation_range: ClassVar[tuple[float, float]] = (-float("inf"), float("inf"))
     """Bounds of all entries of an observation, for people who use the simulators with other learners."""
+
+    replay_tolerance: ClassVar[float] = 0.0
+    """How far the LS may be from the GS whose actions, influence sources and draws it is given; 0: it lives the same.
+
+    Measured as Σ |x - y| / Σ max(|x|, |y|), x in the GS and y in the LS, of an agent's local states, its observations
+    and its rewards in an episode: 0 where all are equal, 1 where nothing is; of bits, the share that differs of those
+    set in either. A domain whose LS approximates declares what `conformance.check_domain` finds for its worst agent and
+    some room, but less than an LS comes to that ignores u, or is told of it a step late."""
 
     n_agents: int
     n_actions: int

@@ -5,49 +5,100 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dials_mpi.simulators.interface import Domain
+from dials_mpi.simulators.interface import Domain, GlobalSimulator, LocalSimulator, Step
+
+
+class Episode(NamedTuple):
+    """What N agents meet with in T steps of B copies; states and observations begin with those after `reset`."""
+
+    local_states: np.ndarray
+    """[N, T + 1, B, D] uint8."""
+    observations: np.ndarray
+    """[N, T + 1, B, O], any real dtype."""
+    rewards: np.ndarray
+    """[N, T, B] float32."""
 
 
 class Replay(NamedTuple):
-    """One episode of the GS in B copies and the same in the LS of every agent; arrays after each of T steps."""
+    """An episode of the GS and the same in the LS of every agent."""
 
-    local_states: np.ndarray
-    """[N, T, B, D] uint8 of the GS."""
-    rewards: np.ndarray
-    """[N, T, B] float32 of the GS."""
-    replayed_states: np.ndarray
-    """[N, T, B, D] uint8 of the LS."""
-    replayed_rewards: np.ndarray
-    """[N, T, B] float32 of the LS."""
+    recorded: Episode
+    replayed: Episode
 
 
-def replay(domain: Domain, copies: int, act: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Replay:
-    """Plays an episode on the GS, then its actions and recorded influence sources on the LS.
+def replay(
+    domain: Domain, copies: int, act: Callable[[np.ndarray], np.ndarray], seed: int = 0, steps: int | None = None
+) -> Replay:
+    """Plays an episode on the GS, then its actions, recorded influence sources and draws on the LS.
 
-    What a local simulator draws at random besides, items in the warehouse for example, differs between the two.
+    What the GS does not hand over of its draws differs between the two.
 
     Args:
         copies: B.
         act: observations [N, B, O] → actions [N, B], called once per step.
         seed: of both simulators' streams, which are different ones.
+        steps: T, the first steps of the episode; None: all of it.
+
+    Raises:
+        NotImplementedError: the GS hands over draws, but the LS does not take them.
     """
     everyone = range(domain.n_agents)
     actions, sources = [], []
-    seen: tuple[list, ...] = ([], [], [], [])
     with domain.global_simulator(copies) as gs:
+        recorded = _Recorder(gs)
         gs.seed([np.random.default_rng((seed, 0, copy)) for copy in range(copies)])
-        observations = gs.reset()
-        for _ in range(domain.horizon):
-            actions.append(act(observations))
-            observations, rewards = gs.step(actions[-1])
+        recorded.start(gs.reset())
+        draws = [_kept(gs.draws())]
+        for _ in range(steps or domain.horizon):
+            actions.append(act(recorded.observations[-1]))
+            recorded.add(gs.step(actions[-1]))
             sources.append(gs.influence_sources().copy())
-            seen[0].append(gs.local_states().copy())
-            seen[1].append(rewards.copy())
+            draws.append(_kept(gs.draws()))
     with domain.local_simulator(everyone, copies) as ls:
+        replayed = _Recorder(ls)
         ls.seed([np.random.default_rng((seed, 1, agent)) for agent in everyone])
-        ls.reset()
-        for a, u in zip(actions, sources, strict=True):
-            _, rewards = ls.step(a, u)
-            seen[2].append(ls.local_states().copy())
-            seen[3].append(rewards.copy())
-    return Replay(*(np.stack(rows, axis=1) for rows in seen))
+        _hand_over(draws[0], ls)
+        replayed.start(ls.reset())
+        for a, u, drawn in zip(actions, sources, draws[1:], strict=True):
+            _hand_over(drawn, ls)
+            replayed.add(ls.step(a, u))
+    return Replay(recorded.episode(), replayed.episode())
+
+
+def disagreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[N] Σ |x - y| / Σ max(|x|, |y|) over each agent's values, as of `Domain.replay_tolerance`; 0 where all are 0."""
+    apart = np.zeros(len(first))
+    for agent, (x, y) in enumerate(zip(first, second, strict=True)):
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        apart[agent] = abs(x - y).sum() / max(np.maximum(abs(x), abs(y)).sum(), np.finfo(np.float64).tiny)
+    return apart
+
+
+class _Recorder:
+    """Writes down an episode of a simulator, step by step."""
+
+    def __init__(self, simulator: GlobalSimulator | LocalSimulator):
+        self._simulator = simulator
+        self.local_states: list[np.ndarray] = []
+        self.observations: list[np.ndarray] = []
+        self.rewards: list[np.ndarray] = []
+
+    def start(self, observations: np.ndarray) -> None:
+        self.observations.append(observations.copy())
+        self.local_states.append(self._simulator.local_states().copy())
+
+    def add(self, step: Step) -> None:
+        self.start(step.observations)
+        self.rewards.append(step.rewards.copy())
+
+    def episode(self) -> Episode:
+        return Episode(*(np.stack(rows, axis=1) for rows in (self.local_states, self.observations, self.rewards)))
+
+
+def _kept(draws: np.ndarray | None) -> np.ndarray | None:
+    return None if draws is None else draws.copy()
+
+
+def _hand_over(draws: np.ndarray | None, ls: LocalSimulator) -> None:
+    if draws is not None:
+        ls.take_draws(draws)

@@ -83,6 +83,11 @@ class Traffic(Domain):
     Settings = TrafficSettings
     controllers = CONTROLLERS
     observation_range = (0.0, 1.0)
+    replay_tolerance = 0.4
+    """A vehicle enters the LS at 6 m and 9.5 m/s, wherever in the farthest cell and however fast it did in the GS, so
+    bits are now and then a step early or late. Measured for the worst light of 1, 4 and 25, over 100 steps of random
+    actions and 5 to 30 seeds: 0.02 to 0.17, and up to 0.36 with other settings (30 m edges, a limit of 5 m/s). An LS
+    that ignores u comes to 1, one that is told a step late to 0.54 to 0.79."""
 
     n_actions = N_ACTIONS
     action_names = ("keep", "switch")

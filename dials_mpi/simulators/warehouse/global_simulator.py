@@ -7,6 +7,7 @@ from dials_mpi.simulators.noise import NoiseBuffer
 from dials_mpi.simulators.warehouse.handcoded import HandcodedRobots
 from dials_mpi.simulators.warehouse.regions import (
     CENTRE,
+    N_SHELVES,
     NEIGHBOURS,
     SHELVES,
     SIZE,
@@ -92,7 +93,12 @@ class WarehouseGlobalSimulator(GlobalSimulator):
         classes = SOURCE_CLASS[np.arange(len(NEIGHBOURS))[:, None], positions[self._neighbours]]
         return classes.swapaxes(1, 2)
 
+    def draws(self):
+        """[N, B, 12] bool, the shelf cells of every region that get an item if they are free."""
+        return self._appears[self.floor.cells[self.learning, :N_SHELVES]].swapaxes(1, 2)
+
     def _draw(self) -> tuple[np.ndarray, np.ndarray]:
         """New items [n_cells, B] and uniform noise [R, B] of one step."""
         noise = self._noise.next().T
-        return noise[: self.floor.n_cells] < self._item_probability, noise[self.floor.n_cells :]
+        self._appears = noise[: self.floor.n_cells] < self._item_probability
+        return self._appears, noise[self.floor.n_cells :]

@@ -17,6 +17,8 @@ class WarehouseLocalSimulator(LocalSimulator):
         self._agent = np.arange(n_agents)[:, None, None]
         self._source = np.arange(len(NEIGHBOURS))[:, None]
 
+        self._given = None
+
     def seed(self, generators):
         self._noise = NoiseBuffer(generators, (N_SHELVES, self._copies))
 
@@ -26,17 +28,20 @@ class WarehouseLocalSimulator(LocalSimulator):
         return self._observations
 
     def step(self, actions, influence_sources):
-        return self.advance(actions, influence_sources, self._appears())
-
-    def advance(self, actions: np.ndarray, influence_sources: np.ndarray, appears: np.ndarray) -> Step:
-        """`step` with given new items [12 A, B] (bool): the deterministic part of T̂ᵢ."""
         shelves = SHELF_OF_CLASS[self._source, influence_sources.swapaxes(1, 2)]
-        self.floor.step(actions, appears, visited=self.floor.cells[self._agent, shelves])
+        self.floor.step(actions, self._appears(), visited=self.floor.cells[self._agent, shelves])
         self._observations = self.floor.observations()
         return Step(self._observations, self.floor.rewards(slice(None)))
 
     def local_states(self):
         return self._observations
 
+    def take_draws(self, draws):
+        self._given = draws
+
     def _appears(self) -> np.ndarray:
+        """[12 A, B], the next new items: those of `take_draws`, else of the agents' own streams."""
+        given, self._given = self._given, None
+        if given is not None:
+            return given.swapaxes(1, 2).reshape(-1, self._copies)
         return self._noise.next().reshape(-1, self._copies) < self._item_probability
