@@ -7,11 +7,12 @@ extension point that users have.
 """
 
 import time
+from typing import Literal
 
 import numpy as np
 
 from dials_mpi.parallel.launcher import launched_rank
-from dials_mpi.simulators.interface import Domain, GlobalSimulator, Influence, LocalSimulator, Step
+from dials_mpi.simulators.interface import Domain, DomainSettings, GlobalSimulator, Influence, LocalSimulator, Step
 
 
 class _Bits:
@@ -208,3 +209,52 @@ class Forgetful(Ring):
             simulator, [np.random.default_rng() for _ in generators]
         )
         return simulator
+
+
+class _Breaks:
+    """A bad value at one step of each episode, of agent 2 in copy 10; the checks at the start play fewer copies."""
+
+    def breaks(self, row: int, settings: "BreaksSettings"):
+        self._row, self._settings = row, settings
+        return self
+
+    def reset(self):
+        self._t = -1
+        return self._spoilt(super().reset(), None)[0]
+
+    def step(self, *arguments):
+        self._t += 1
+        return Step(*self._spoilt(*super().step(*arguments)))
+
+    def _spoilt(self, observations, rewards):
+        arrays = {"observation": observations.astype(np.float32), "reward": rewards}
+        if self._t == self._settings.step and self._shape[1] > 10 and self._row in range(self._shape[0]):
+            arrays[self._settings.what][self._row, 10] = self._settings.value
+        return arrays["observation"], arrays["reward"]
+
+
+class BreakingGlobalSimulator(_Breaks, RingGlobalSimulator):
+    pass
+
+
+class BreakingLocalSimulator(_Breaks, RingLocalSimulator):
+    pass
+
+
+class BreaksSettings(DomainSettings):
+    simulator: Literal["global", "local"] = "local"
+    what: Literal["observation", "reward"] = "reward"
+    value: Literal["nan", "inf"] = "nan"
+    step: int = 7
+
+
+class Breaks(Ring):
+    Settings = BreaksSettings
+
+    def global_simulator(self, copies, controller=None):
+        row = 2 if self.settings.simulator == "global" else -1
+        return BreakingGlobalSimulator(self.n_agents, copies).breaks(row, self.settings)
+
+    def local_simulator(self, agents, copies):
+        row = list(agents).index(2) if self.settings.simulator == "local" and 2 in agents else -1
+        return BreakingLocalSimulator(len(agents), copies).breaks(row, self.settings)

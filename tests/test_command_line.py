@@ -265,6 +265,49 @@ def test_an_exception_on_one_rank_ends_the_job_with_one_message(command_line):
     assert read_metrics(folder)[0]["phase"] == "reference", "what was saved stays readable"
 
 
+BREAKS = [
+    "--env=ring:Breaks",
+    "--agents=3",
+    "--name=b",
+    "--steps=400",
+    *RING,
+    "--set=dataset.copies=2",
+    "--set=ppo.minibatch_size=100",
+]
+BREAKS += [f"--set=evaluation.{name}=2" for name in ("episodes", "handcoded_episodes")]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "phase", "simulator", "what", "settings"),
+    [
+        (0, "evaluate", "GlobalSimulator", "reward nan", ["evaluation.handcoded_episodes=12", "evaluation.copies=12"]),
+        (0, "collect", "GlobalSimulator", "observation inf", ["dataset.copies=12"]),
+        (
+            0,
+            "evaluate",
+            "GlobalSimulator",
+            "observation nan",
+            ["evaluation.episodes=12", "evaluation.copies=12", "mode=untrained-dials"],
+        ),
+        (0, "simulate", "GlobalSimulator", "reward inf", ["ppo.copies=12", "mode=gs"]),
+        (0, "simulate", "LocalSimulator", "observation nan", ["ppo.copies=12", "mode=untrained-dials"]),
+        (0, "simulate", "LocalSimulator", "reward nan", ["ppo.copies=12"]),
+        (3, "simulate", "LocalSimulator", "reward nan", ["ppo.copies=12"]),
+    ],
+)
+def test_what_is_not_finite_is_named_where_it_comes_in(command_line, ranks, phase, simulator, what, settings):
+    kind, value = what.split()
+    settings = [*settings, f"domain.simulator={simulator[:-9].lower()}", f"domain.what={kind}", f"domain.value={value}"]
+    result = command_line(*BREAKS, *(f"--set={setting}" for setting in settings), ranks=ranks)
+    expected = (
+        rf"dials_mpi: rank {2 if ranks else 0} failed in phase {phase}: FloatingPointError: domain ring: {simulator}: "
+        rf"{what} at step 7, agent 2, copy 10 is not finite \(.*values\.py:\d+\); traceback in .*failure_rank_\d\.txt"
+    )
+    assert re.fullmatch(expected, one_line(result)), one_line(result)
+    if not ranks:
+        assert result.returncode == 1
+
+
 @pytest.mark.parametrize("backend", ["libsumo", "traci"])
 def test_traffic_on_ranks_of_their_own(command_line, backend):
     """Every rank has a SUMO of its own, and none is left afterwards."""

@@ -10,7 +10,7 @@ from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO, STATISTICS, episode_starts, generalised_advantages
 from dials_mpi.learning.rollout import Actor, Rollout, sample
 from dials_mpi.runs.clock import Clock
-from dials_mpi.simulators.interface import DomainSettings
+from dials_mpi.simulators.interface import DomainSettings, Step
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel
 from dials_mpi.streams import stream, streams
 
@@ -25,7 +25,7 @@ def acting(n_agents=2, seed=0, recurrent=8, agents=None, device="cpu", **ppo):
     policy = Policy(agents, 2, 2, PolicySettings(recurrent_size=recurrent, hidden_sizes=(16,)), seed, device)
     simulator = domain.global_simulator(settings.copies)
     simulator.seed(streams(seed, "train/simulator", range(settings.copies)))
-    actor = Actor(policy, simulator, settings.copies, domain.horizon, Clock())
+    actor = Actor(policy, simulator, settings.copies, domain, Clock())
     actor.start(streams(seed, "train/actions", range(n_agents)))
     rollout = Rollout.empty(n_agents, settings, 2, recurrent, device)
     return settings, policy, actor, PPO(policy, settings, domain.horizon), rollout
@@ -78,6 +78,53 @@ def test_truncation_bootstraps_from_the_last_observation():
         _, next_value, _ = policy.step(successors[t], state)
         assert torch.equal(rollout.next_values[:, t], next_value)
     assert not torch.equal(rollout.next_values[:, 9], rollout.values[:, 10])
+
+
+@pytest.mark.parametrize("what", ["observation", "reward"])
+@pytest.mark.parametrize("t", [0, 8, 9, 10, 24, 25, 29])  # of episodes of 10 steps, in rollouts of 25
+def test_values_that_are_not_finite_end_the_rollout_that_met_with_them(what, t):
+    _, _, actor, _, rollout = acting(n_agents=3, rollout_length=25, sequence_length=5, minibatch_size=30)
+    simulator, steps = actor._simulator, iter(range(50))
+    step = simulator.step
+
+    def spoilt(actions):
+        observations, rewards = step(actions)
+        observations = observations.astype(np.float32)
+        if next(steps) == t:
+            (observations if what == "observation" else rewards)[1, 4] = np.inf
+            rewards[2, 0] = np.nan if what == "reward" else rewards[2, 0]
+        return Step(observations, rewards)
+
+    simulator.step = spoilt
+    if t >= 25:
+        actor.collect(rollout, 5)
+    place = f"at step {t % 10}, agent 1, copy 4 is not finite"
+    with pytest.raises(FloatingPointError, match=rf"^domain ring: GlobalSimulator: {what} inf {place}$"):
+        actor.collect(rollout, 5)
+
+
+def test_of_values_that_are_not_finite_the_first_is_named():
+    _, _, actor, _, rollout = acting(rollout_length=25, sequence_length=5, minibatch_size=30)
+    step, steps = actor._simulator.step, iter(range(25))
+
+    def spoilt(actions):
+        observations, rewards = step(actions)
+        t, observations = next(steps), observations.astype(np.float32)
+        observations[0, 3] = np.nan if t == 6 else 0
+        rewards[1, 2] = np.nan if t == 5 else 0
+        return Step(observations, rewards)
+
+    actor._simulator.step = spoilt
+    with pytest.raises(FloatingPointError, match=r"reward nan at step 5, agent 1, copy 2 is not finite$"):
+        actor.collect(rollout, 5)
+
+
+def test_large_values_are_not_taken_for_infinite_ones():
+    _, _, actor, _, rollout = acting(rollout_length=25, sequence_length=5, minibatch_size=30)
+    step = actor._simulator.step
+    actor._simulator.step = lambda actions: Step(step(actions).observations, np.full((2, 6), 3e38, np.float32))
+    actor.collect(rollout, 5)
+    assert (rollout.rewards == 3e38).all()
 
 
 def test_rollout_holds_what_the_policy_that_acted_would_say_again(device):

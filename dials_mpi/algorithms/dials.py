@@ -152,7 +152,7 @@ class LocalLearners:
         self._clock = clock
         local_simulator = domain.local_simulator(agents, c.ppo.copies)
         self._simulator = InfluenceAugmentedSimulator(local_simulator, predictor, c.ppo.copies)
-        self._actor = Actor(policy, self._simulator, c.ppo.copies, domain.horizon, clock)
+        self._actor = Actor(policy, self._simulator, c.ppo.copies, domain, clock)
         self._learner = PPO(policy, c.ppo, domain.horizon)
         sizes = domain.observation_size, c.policy.recurrent_size
         self._rollout = Rollout.empty(len(agents), c.ppo, *sizes, policy.device)

@@ -28,7 +28,7 @@ def train(session: Session) -> None:
             joint = rollout(domain.n_agents)
             with clock("start"):
                 simulator = stack.enter_context(domain.global_simulator(c.ppo.copies))
-            actor = Actor(session.joint_policy, simulator, c.ppo.copies, domain.horizon, clock)
+            actor = Actor(session.joint_policy, simulator, c.ppo.copies, domain, clock)
         if learner:
             session.checkpoints.keep_optimiser(learner.optimiser)
 

@@ -216,7 +216,7 @@ def _joint(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
         found["reference"] = (seconds - found["setup"]) / (copies * domain.horizon)
     if c.mode == "gs":
         with domain.global_simulator(c.ppo.copies) as simulator:
-            actor = Actor(policy, simulator, c.ppo.copies, domain.horizon, Clock())
+            actor = Actor(policy, simulator, c.ppo.copies, domain, Clock())
             simulator.seed(streams(c.seed, "train/simulator", range(c.ppo.copies)))
             actor.start(streams(c.seed, "train/actions", range(size)))
             rollout = Rollout.empty(size, c.ppo, domain.observation_size, c.policy.recurrent_size)

@@ -7,6 +7,7 @@ import numpy as np
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.rollout import Player, SteppedByActions
 from dials_mpi.simulators.interface import Domain, GlobalSimulator
+from dials_mpi.simulators.values import all_finite, check_finite
 from dials_mpi.stepwise import finish
 from dials_mpi.streams import streams
 
@@ -92,11 +93,18 @@ def episode_by_steps(
     act: Callable[[np.ndarray], np.ndarray | None],
     tick: Callable[[], None],
 ) -> Generator[None, None, np.ndarray]:
-    """One episode in each copy of a simulator that has been seeded; yields after each step, returns [N, B] float32."""
+    """One episode in each copy of a GS that has been seeded; yields after each step, returns [N, B] float32.
+
+    Raises:
+        FloatingPointError: an observation or a reward is not finite.
+    """
     observations = simulator.reset()
     total = 0.0
-    for _ in range(domain.horizon):
+    for t in range(domain.horizon):
         observations, rewards = simulator.step(act(observations))
+        if not (all_finite(observations) and all_finite(rewards)):
+            met_with = {"observation": (observations[:, None], [t]), "reward": (rewards[:, None], [t])}
+            check_finite(domain, "GlobalSimulator", range(domain.n_agents), **met_with)
         total = total + rewards
         tick()
         yield

@@ -32,6 +32,7 @@ class Policy:
         device: torch.device | str = "cpu",
         parameters: Tensor | None = None,
     ):
+        self.agents = agents
         self.n_actions = n_actions
         # A small gain makes the first policies nearly the same in every state; the critic's head keeps the usual one.
         self.network = StackedNetwork(

@@ -11,8 +11,9 @@ from torch import Tensor
 from dials_mpi.config import PPOSettings
 from dials_mpi.learning.networks import as_features
 from dials_mpi.learning.policy import Policy
-from dials_mpi.simulators.interface import Step
+from dials_mpi.simulators.interface import Domain, GlobalSimulator, Step
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel
+from dials_mpi.simulators.values import all_finite, check_finite
 
 
 class SteppedByActions(Protocol):
@@ -86,15 +87,15 @@ class Actor:
         policy: of the same A agents as the simulator.
         simulator: stepped by actions [A, B].
         copies: B.
-        horizon: steps per episode.
+        domain: of the simulator.
         clock: `clock(phase)` is a context manager for the phases `act` and `simulate`.
     """
 
-    def __init__(self, policy: Policy, simulator: SteppedByActions, copies: int, horizon: int, clock):
+    def __init__(self, policy: Policy, simulator: SteppedByActions, copies: int, domain: Domain, clock):
         self._policy = policy
         self._simulator = simulator
         self._copies = copies
-        self._horizon = horizon
+        self._domain = domain
         self._clock = clock
 
     def start(self, generators: Sequence[np.random.Generator]) -> None:
@@ -113,8 +114,12 @@ class Actor:
 
     @torch.no_grad()
     def collect(self, into: Rollout, sequence_length: int) -> None:
-        """Takes T steps and fills `into`, going on where the last call stopped."""
-        length = into.rewards.shape[1]
+        """Takes T steps and fills `into`, going on where the last call stopped.
+
+        Raises:
+            FloatingPointError: an observation or a reward is not finite.
+        """
+        length, first_step = into.rewards.shape[1], self._elapsed
         logits = into.rewards.new_empty(*into.rewards.shape, self._policy.n_actions)
         ends = []
         for t in range(length):
@@ -129,16 +134,35 @@ class Actor:
                 self._observations, reward = self._simulator.step(actions)
                 into.rewards[:, t] = torch.from_numpy(reward)
                 self._elapsed += 1
-            if self._elapsed == self._horizon:
+            if self._elapsed == self._domain.horizon:
                 ends.append((t, self._value_now()))
                 with self._clock("simulate"):
+                    if not all_finite(self._observations):  # `into` has no place for them
+                        self._check_finite(into, first_step, t + 1)
                     self._new_episode()
+        with self._clock("simulate"):
+            # A sum is the quickest way to see whether all are finite; it may also be too large itself.
+            met_with = into.observations, into.rewards, torch.from_numpy(self._observations)
+            if not all(values.sum().isfinite() for values in met_with):
+                self._check_finite(into, first_step, length)
         with self._clock("act"):
             into.next_values[:, :-1] = into.values[:, 1:]
             into.next_values[:, -1] = self._value_now()
             for t, value in ends:
                 into.next_values[:, t] = value
             into.log_probabilities[:] = log_probability(logits, into.actions)
+
+    def _check_finite(self, rollout: Rollout, first_step: int, length: int) -> None:
+        """Names what is not finite of `length` steps of a rollout, and of the observations after them."""
+        kept = rollout.observations[:, :length].cpu().numpy()
+        steps = (first_step + np.arange(length)) % self._domain.horizon
+        check_finite(
+            self._domain,
+            "GlobalSimulator" if isinstance(self._simulator, GlobalSimulator) else "LocalSimulator",
+            self._policy.agents,
+            observation=(np.concatenate([kept, self._observations[:, None]], axis=1), [*steps - 1, self._elapsed - 1]),
+            reward=(rollout.rewards[:, :length].cpu().numpy(), steps),
+        )
 
     def _new_episode(self) -> None:
         self._observations = self._simulator.reset()

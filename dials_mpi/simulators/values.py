@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dials_mpi.simulators.interface import Domain
+
 
 def earliest(bad: np.ndarray) -> tuple[int, ...]:
     """Index (row, t, copy, …) of the first true entry of [A, T, B, …]: in time, then among agents, then copies."""
@@ -16,16 +18,28 @@ def place(step: int, agent: int, copy: int) -> str:
     return f"{f'step {step}' if step >= 0 else 'reset'}, agent {agent}, copy {copy}"
 
 
-def check_finite(what: str, values: np.ndarray, agents: Sequence[int], steps: Sequence[int]) -> None:
+def all_finite(values: np.ndarray) -> bool:
+    return values.dtype.kind in "biu" or bool(np.isfinite(values).all())
+
+
+def check_finite(
+    domain: Domain, simulator: str, agents: Sequence[int], **met_with: tuple[np.ndarray, Sequence[int]]
+) -> None:
     """Raises FloatingPointError that names the first value that is NaN or infinite.
 
     Args:
-        what: domain, simulator and kind of the values.
-        values: [A, T, B, …].
+        simulator: its kind.
         agents: A ids.
-        steps: T steps of the episode, by which the values were returned; -1 for a reset.
+        met_with: by kind of values, [A, T, B, …] and the T steps of an episode that returned them, -1 for a reset; T
+            may differ, the last ones belong together.
     """
-    finite = np.isfinite(values)
-    if not finite.all():
-        row, t, copy, *_ = index = earliest(~finite)
-        raise FloatingPointError(f"{what} {values[index]:g} at {place(steps[t], agents[row], copy)}")
+    found: list[tuple[int, str]] = []
+    for kind, (values, steps) in met_with.items():
+        finite = np.isfinite(values)
+        if not finite.all():
+            row, t, copy, *_ = index = earliest(~finite)
+            found.append(
+                (t - len(steps), f"{kind} {values[index]:g} at {place(steps[t], agents[row], copy)} is not finite")
+            )
+    if found:
+        raise FloatingPointError(f"domain {domain.name}: {simulator}: {min(found, key=lambda it: it[0])[1]}")
