@@ -7,12 +7,14 @@ With libsumo a process can hold one traffic environment at a time; `settings={"b
 its own.
 """
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
 from pettingzoo import ParallelEnv
 
 from dials_mpi.config import resolve
@@ -22,9 +24,36 @@ from dials_mpi.simulators.registry import make_domain
 
 
 def _domain(env: str, agents: int, settings: Mapping[str, Any] | None) -> Domain:
-    layers = [("the caller", {"env": env, "agents": agents, "domain": dict(settings or {})})]
+    if not isinstance(settings, Mapping | None):
+        raise UserError(f"settings: {settings!r} is no mapping of the domain's settings to values")
+    for name in settings or ():
+        if not isinstance(name, str):
+            raise UserError(f"settings: {name!r} is no name of a setting")
+    layers = [("the caller", {"env": env, "agents": _integer("agents", agents), "domain": dict(settings or {})})]
     configuration = resolve(layers, agents)
     return make_domain(configuration.env, configuration.agents, configuration.domain)
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise UserError(f"{name}: {value!r} is no integer")
+    return int(value)
+
+
+def _action(name: str, value: Any, n_actions: int) -> int:
+    """The action as an int; ValueError for one that is not in the space."""
+    try:
+        action = operator.index(value)
+    except TypeError:
+        action = -1
+    if not 0 <= action < n_actions:
+        raise ValueError(f"{name}: {value!r} is none of 0 to {n_actions - 1}")
+    return action
+
+
+def _check_going_on(elapsed: int | None) -> None:
+    if elapsed is None:
+        raise ResetNeeded("no episode is going on: call reset() before the first step and after an episode's last")
 
 
 def _spaces(domain: Domain) -> tuple[spaces.Box, spaces.Discrete]:
@@ -54,6 +83,8 @@ class GlobalEnvironment(ParallelEnv):
         settings: of the domain, over those of its configuration file.
         render_mode: `rgb_array` or None.
 
+    `step` raises ResetNeeded outside an episode and ValueError for actions that are none; neither changes anything.
+
     Raises:
         UserError: no such domain or settings.
     """
@@ -70,11 +101,12 @@ class GlobalEnvironment(ParallelEnv):
         self.render_mode = render_mode
         self._domain = _domain(env, agents, settings)
         self._simulator = self._domain.global_simulator(1)
-        self.possible_agents = [f"agent_{i}" for i in range(agents)]
+        self.possible_agents = [f"agent_{i}" for i in range(self._domain.n_agents)]
         self.agents = []
         box, discrete = _spaces(self._domain)
         self._spaces = {agent: (box, spaces.Discrete(discrete.n)) for agent in self.possible_agents}
         self._seeded = False
+        self._elapsed: int | None = None
 
     def observation_space(self, agent: str) -> spaces.Box:
         return self._spaces[agent][0]
@@ -93,13 +125,13 @@ class GlobalEnvironment(ParallelEnv):
 
     def step(self, actions: Mapping[str, int]):
         """One step of all agents; returns observations, rewards, terminations, truncations and infos by agent."""
-        joint = np.array([[actions[agent]] for agent in self.possible_agents], np.int64)
-        step = self._simulator.step(joint)
+        _check_going_on(self._elapsed)
+        step = self._simulator.step(self._joint(actions))
         self._elapsed += 1
         over = self._elapsed == self._domain.horizon
         agents = list(self.agents)
         if over:
-            self.agents = []
+            self.agents, self._elapsed = [], None
         return (
             self._by_agent(step.observations[:, 0].astype(np.float32)),
             self._by_agent(step.rewards[:, 0].tolist()),
@@ -113,6 +145,20 @@ class GlobalEnvironment(ParallelEnv):
 
     def close(self) -> None:
         self._simulator.close()
+
+    def _joint(self, actions: Mapping[str, int]) -> np.ndarray:
+        """[N, 1] int64."""
+        if not isinstance(actions, Mapping):
+            raise ValueError(f"actions: {actions!r} is no mapping of agents to actions")
+        for agent in actions:
+            if agent not in self._spaces:
+                raise ValueError(
+                    f"actions: {agent!r} is none of {self.possible_agents[0]} to {self.possible_agents[-1]}"
+                )
+        if missing := [agent for agent in self.possible_agents if agent not in actions]:
+            raise ValueError(f"actions: none for {', '.join(missing)}; give one for every agent")
+        n_actions = self._domain.n_actions
+        return np.array([[_action(f"actions: {name}", actions[name], n_actions)] for name in self.possible_agents])
 
     def _by_agent(self, rows) -> dict[str, Any]:
         return dict(zip(self.possible_agents, rows, strict=True))
@@ -130,6 +176,9 @@ class LocalEnvironment(gymnasium.Env):
             every class of a source is as likely as any other, whatever the local state.
         settings: of the domain, over those of its configuration file.
         render_mode: `rgb_array` or None.
+
+    `step` raises ResetNeeded outside an episode and ValueError for an action or sources that are none; neither changes
+    anything but the memory of `influence`.
 
     Raises:
         UserError: no such domain or settings, or a domain without influence.
@@ -150,12 +199,13 @@ class LocalEnvironment(gymnasium.Env):
         self._domain = _domain(env, agents, settings)
         if self._domain.influence is None:
             raise UserError(f"env: {env!r} has no local simulators: its domain declares no influence")
-        if not 0 <= agent < agents:
-            raise UserError(f"agent: {agent} is none of 0 to {agents - 1}")
+        if not 0 <= (agent := _integer("agent", agent)) < self._domain.n_agents:
+            raise UserError(f"agent: {agent} is none of 0 to {self._domain.n_agents - 1}")
         self._influence = influence or self._uniform
         self._simulator = self._domain.local_simulator([agent], 1)
         self.observation_space, self.action_space = _spaces(self._domain)
         self._seeded = False
+        self._elapsed: int | None = None
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Starts an episode; a seed starts the random streams anew, too."""
@@ -172,14 +222,14 @@ class LocalEnvironment(gymnasium.Env):
 
     def step(self, action: int):
         """One step; `info["influence_sources"]` are the u_t that acted."""
-        sources = np.asarray(self._influence(self._simulator.local_states()[0, 0], self._generator))
-        size, classes, _ = self._domain.influence
-        if sources.shape != (size,) or not np.isin(sources, range(classes)).all():
-            raise ValueError(f"influence: {sources.tolist()} are not {size} sources with classes 0 to {classes - 1}")
-        sources = sources.astype(np.uint8)
+        _check_going_on(self._elapsed)
+        action = _action("action", action, self._domain.n_actions)
+        sources = self._sources()
         step = self._simulator.step(np.array([[action]], np.int64), sources[None, None])
         self._elapsed += 1
         truncated = self._elapsed == self._domain.horizon
+        if truncated:
+            self._elapsed = None
         observation, reward = step.observations[0, 0].astype(np.float32), float(step.rewards[0, 0])
         return observation, reward, False, truncated, {"influence_sources": sources}
 
@@ -188,6 +238,21 @@ class LocalEnvironment(gymnasium.Env):
 
     def close(self) -> None:
         self._simulator.close()
+
+    def _sources(self) -> np.ndarray:
+        """[U] uint8 that `influence` gives; where it fails its generator is what it was before."""
+        size, classes, _ = self._domain.influence
+        before = self._generator.bit_generator.state
+        try:
+            given = self._influence(self._simulator.local_states()[0, 0], self._generator)
+            sources = np.array(given, object)  # of any nesting
+            if sources.shape != (size,) or not all(source in range(classes) for source in sources):
+                shown = given.tolist() if isinstance(given, np.ndarray) else given
+                raise ValueError(f"influence: {shown} are not {size} sources with classes 0 to {classes - 1}")
+        except BaseException:
+            self._generator.bit_generator.state = before
+            raise
+        return sources.astype(np.uint8)
 
     def _uniform(self, local_state: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         return generator.integers(self._domain.influence.classes, size=self._domain.influence.sources)
