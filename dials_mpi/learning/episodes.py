@@ -98,13 +98,15 @@ def episode_by_steps(
     Raises:
         FloatingPointError: an observation or a reward is not finite.
     """
+    everyone = range(domain.n_agents)
     observations = simulator.reset()
+    check_finite(domain, "GlobalSimulator", everyone, observation=(observations[:, None], [-1]))
     total = 0.0
     for t in range(domain.horizon):
         observations, rewards = simulator.step(act(observations))
         if not (all_finite(observations) and all_finite(rewards)):
             met_with = {"observation": (observations[:, None], [t]), "reward": (rewards[:, None], [t])}
-            check_finite(domain, "GlobalSimulator", range(domain.n_agents), **met_with)
+            check_finite(domain, "GlobalSimulator", everyone, **met_with)
         total = total + rewards
         tick()
         yield

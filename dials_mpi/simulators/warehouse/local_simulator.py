@@ -16,8 +16,7 @@ class WarehouseLocalSimulator(LocalSimulator):
         self._copies = copies
         self._agent = np.arange(n_agents)[:, None, None]
         self._source = np.arange(len(NEIGHBOURS))[:, None]
-
-        self._given = None
+        self._given: np.ndarray | None = None
 
     def seed(self, generators):
         self._noise = NoiseBuffer(generators, (N_SHELVES, self._copies))
