@@ -59,6 +59,7 @@ class PredictorSettings(NetworkSettings):
     epochs: int = Field(100, ge=1, description="at most; see patience")
     minibatch_size: int = Field(1_600, ge=1, description="samples per gradient step (whole episodes for a GRU)")
     patience: int = Field(5, ge=1, description="epochs without a better test loss before an agent's training stops")
+    sees_actions: bool = Field(False, description="the agent's last action is an input beside the local state")
 
 
 class PPOSettings(Settings):

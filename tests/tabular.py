@@ -3,8 +3,12 @@
 Agent i's bit x_i turns to 1 with probability P[i, x_i, u_i, a_i]; its influence source u_i is the other's bit, which it
 never sees. What it can know of u_i is in its action-local-state history l_i = (x_0, a_0, x_1, a_1, … x_t), and
 `exact_influence` says how much: I(u_i | l_i) for every history, by summing over everything that may have happened.
+
+`Tabular` has the last action in its local states, so that an AIP which sees nothing else has the whole history.
+`Toggling` has not: a local state is x_t, and whether the other's bit was 1 shows in what one's own action did to it.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -14,14 +18,17 @@ from dials_mpi.simulators.interface import Domain, GlobalSimulator, Influence, L
 HORIZON = 5
 TURN = np.random.default_rng(8).choice([0.05, 0.3, 0.7, 0.95], size=(2, 2, 2, 2))
 """P[i, x, u, a], probability that agent i's bit is 1 after the step."""
+TOGGLE = np.broadcast_to([[0.05, 0.95], [0.95, 0.05]], (2, 2, 2, 2))
+"""The same where it becomes u xor a, 19 times of 20."""
 REWARD = np.array([[0.0, 0.2], [1.0, 0.7]])
 """R[x, a]."""
 
 
 class _Bits:
-    """[K, B] bits and last actions; `agents` are the rows of `TURN` that they follow."""
+    """[K, B] bits and last actions; `agents` are the rows of the domain's `turn` that they follow."""
 
-    def __init__(self, agents, copies):
+    def __init__(self, domain, agents, copies):
+        self._domain = domain
         self._agents = np.asarray(agents)[:, None]
         self._shape = (len(agents), copies)
 
@@ -35,20 +42,16 @@ class _Bits:
         return np.stack([self._x, 1 - self._x], axis=-1).astype(np.uint8)
 
     def local_states(self):
-        """x_t and, because a history has the actions as well, a_{t-1}, which a predictor sees one step later."""
-        return np.stack([self._x, self._last, np.full(self._shape, self._started)], axis=-1).astype(np.uint8)
+        return self._domain.local_states(self._x, self._last, np.full(self._shape, self._started))
 
     def _step(self, actions, sources, uniform) -> Step:
         rewards = REWARD[self._x, actions].astype(np.float32)
-        self._x = (uniform < TURN[self._agents, self._x, sources, actions]).astype(np.int64)
-        self._last, self._started = np.asarray(actions), 1
+        self._x = (uniform < self._domain.turn[self._agents, self._x, sources, actions]).astype(np.int64)
+        self._last, self._started = np.array(actions), 1
         return Step(self._observations(), rewards)
 
 
 class TabularGlobalSimulator(_Bits, GlobalSimulator):
-    def __init__(self, copies):
-        super().__init__(range(2), copies)
-
     def seed(self, generators):
         self._generators = generators
 
@@ -96,32 +99,48 @@ class Tabular(Domain):
     observation_size = 2
     horizon = HORIZON
     influence = Influence(sources=1, classes=2, local_state_size=3)
+    turn = TURN
 
     def global_simulator(self, copies, controller=None):
-        return TabularGlobalSimulator(copies)
+        return TabularGlobalSimulator(self, range(2), copies)
 
     def local_simulator(self, agents, copies):
-        return TabularLocalSimulator(agents, copies)
+        return TabularLocalSimulator(self, agents, copies)
+
+    def local_states(self, x, last, started):
+        """x_t and, because a history has the actions as well, a_{t-1}, which a predictor sees one step later."""
+        return np.stack([x, last, started], axis=-1).astype(np.uint8)
 
 
-def histories(t: int) -> np.ndarray:
-    """[K, T, 3] local states of all histories l_t of T = t + 1 steps; row h continues row h >> 2 of those one shorter.
+class Toggling(Tabular):
+    influence = Influence(sources=1, classes=2, local_state_size=1)
+    turn = TOGGLE
 
-    A history's number in bits is x_0 a_0 x_1 a_1 … x_t.
+    def local_states(self, x, last, started):
+        return x[..., None].astype(np.uint8)
+
+
+def histories(domain: Tabular, t: int) -> tuple[np.ndarray, np.ndarray]:
+    """Local states [K, T, D] and actions [K, T] of all histories l_t of T = t + 1 steps.
+
+    Row h continues row h >> 2 of those one shorter. A history's number in bits is x_0 a_0 x_1 a_1 … x_t; the last
+    action, a_t, is no part of it and always 1.
     """
     count = 2 * 4**t
     bits = (np.arange(count)[:, None] >> np.arange(2 * t, -1, -1)) & 1
     x, a = bits[:, 0::2], bits[:, 1::2]
     last = np.concatenate([np.zeros((count, 1), np.int64), a], axis=1)
     started = np.broadcast_to((np.arange(t + 1) > 0).astype(np.int64), (count, t + 1))
-    return np.stack([x, last, started], axis=-1).astype(np.uint8)
+    actions = np.concatenate([a, np.ones((count, 1), np.int64)], axis=1)
+    return domain.local_states(x, last, started), actions.astype(np.uint8)
 
 
-def exact_influence(policies: np.ndarray, agent: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def exact_influence(policies: np.ndarray, agent: int, turn: np.ndarray = TURN) -> list[tuple[np.ndarray, np.ndarray]]:
     """P(l_t) [K] and I(u = 1 | l_t) [K] of one agent for t = 0 … H-1, histories as `histories` numbers them.
 
     Args:
         policies: [2, 2, 2], π_i(a | x).
+        turn: P[i, x, u, a] of the bits.
     """
     mine, other = policies[agent], policies[1 - agent]
     weights = np.full((2, 2), 0.25)  # P(l_t, the other's bit)
@@ -132,16 +151,43 @@ def exact_influence(policies: np.ndarray, agent: int) -> list[tuple[np.ndarray, 
         following = np.zeros((len(weights), 2, 2, 2))  # history, a, x', the other's next bit
         for y in range(2):
             for a in range(2):
-                turn = TURN[agent, x, y, a]
+                mine_turns = turn[agent, x, y, a]
                 for b in range(2):
-                    other_turn = TURN[1 - agent, y, x, b]
+                    other_turns = turn[1 - agent, y, x, b]
                     ways = weights[:, y] * mine[x, a] * other[y, b]
-                    for next_x, p in enumerate((1 - turn, turn)):
-                        for next_y, q in enumerate((1 - other_turn, other_turn)):
+                    for next_x, p in enumerate((1 - mine_turns, mine_turns)):
+                        for next_y, q in enumerate((1 - other_turns, other_turns)):
                             following[:, a, next_x, next_y] += ways * p * q
         weights = following.reshape(-1, 2)
     assert all(len(later[0]) == 4 * len(earlier[0]) for earlier, later in pairwise(result))
     return result
+
+
+def given_part(
+    exact: list[tuple[np.ndarray, np.ndarray]], part: Callable[[int], int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """P(h_t) and I(u = 1 | h_t) for what is left of a history, where I(u | l_t) is known: by summing over the rest.
+
+    Args:
+        exact: as of `exact_influence`.
+        part: of t, which bits of a history's number are left.
+    """
+    result = []
+    for t, (p, influence) in enumerate(exact):
+        _, which = np.unique(np.arange(len(p)) & part(t), return_inverse=True)
+        left = np.bincount(which, weights=p)
+        result.append((left, np.bincount(which, weights=p * influence) / left))
+    return result
+
+
+def local_states_alone(t: int) -> int:
+    """For `given_part`: x_0 x_1 … x_t."""
+    return sum(4**k for k in range(t + 1))
+
+
+def last_step(t: int) -> int:
+    """For `given_part`: a_{t-1} x_t."""
+    return 0b11 if t else 0b1
 
 
 def values(influence: list[np.ndarray], turn: np.ndarray, reward: np.ndarray, policy=None) -> list[np.ndarray]:

@@ -103,6 +103,10 @@ def policy(domain):
 
 @pytest.fixture(scope="module")
 def dataset(domain, policy):
+    return collected(domain, policy)
+
+
+def collected(domain, policy):
     batches = dataset_batches(60_000, 2000, domain.horizon)
     with JointEpisodes(domain, policy, seed=1, step=0) as episodes:
         arrays = [collect(episodes, *numbered)[0].arrays() for numbered in enumerate(batches)]
@@ -110,12 +114,16 @@ def dataset(domain, policy):
 
 
 @pytest.fixture(scope="module")
-def exact(policy):
+def exact(domain, policy):
     """[agent][t] → P(l_t), I(u = 1 | l_t)."""
+    return exact_influences(domain, policy)
+
+
+def exact_influences(domain, policy):
     observations = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]).expand(2, -1, -1)
     probabilities = torch.softmax(policy.step(observations, None)[0], dim=-1).numpy()
     assert np.abs(probabilities - 0.5).max() > 0.2, "a policy that does something"
-    return [tabular.exact_influence(probabilities, agent) for agent in range(2)]
+    return [tabular.exact_influence(probabilities, agent, domain.turn) for agent in range(2)]
 
 
 def conditional_entropy(exact):
@@ -123,8 +131,9 @@ def conditional_entropy(exact):
     return np.mean([(p * entropy(np.stack([1 - i, i], axis=-1))).sum() for p, i in exact])
 
 
-def test_the_tiny_system_is_a_domain_like_any_other(domain):
-    check_domain(domain)
+@pytest.mark.parametrize("form", [tabular.Tabular, tabular.Toggling])
+def test_the_tiny_system_is_a_domain_like_any_other(form):
+    check_domain(form(2, DomainSettings()))
 
 
 def test_the_enumeration_agrees_with_what_is_collected(dataset, exact):
@@ -143,25 +152,60 @@ def test_the_enumeration_agrees_with_what_is_collected(dataset, exact):
         assert ones[often] / counts[often] == pytest.approx(influence[often], abs=0.1)
 
 
-def test_the_aip_converges_to_the_exact_influence(domain, dataset, exact):
-    settings = PredictorSettings(recurrent_size=32, hidden_sizes=(), learning_rate=3e-3, epochs=60, minibatch_size=1000)
-    predictor = InfluencePredictor(range(2), domain.influence, settings, 0)
+def trained(domain, dataset, recurrent=True, **settings):
+    sizes = {"recurrent_size": 32, "hidden_sizes": ()} if recurrent else {"recurrent_size": 0, "hidden_sizes": (32,)}
+    settings = PredictorSettings(**sizes, learning_rate=3e-3, epochs=60, minibatch_size=1000, **settings)
+    predictor = InfluencePredictor(range(2), domain.influence, settings, 0, n_actions=domain.n_actions)
     train(predictor, dataset, 0.1, RNG(0))
-    blind = PredictorSettings(recurrent_size=0, hidden_sizes=(32,), learning_rate=3e-3, epochs=60, minibatch_size=1000)
-    without_memory = InfluencePredictor(range(2), domain.influence, blind, 0)
-    train(without_memory, dataset, 0.1, RNG(0))
+    return predictor
+
+
+def test_the_aip_converges_to_the_exact_influence(domain, dataset, exact):
+    predictor, without_memory = trained(domain, dataset), trained(domain, dataset, recurrent=False)
     for agent in range(2):
         least = conditional_entropy(exact[agent])
-        assert excess(predictor, agent, exact) < 0.02, f"above the exact conditional entropy of {least:.3f} nats"
-        assert excess(without_memory, agent, exact) > 2 * excess(predictor, agent, exact), "history tells more"
+        above = excess(domain, predictor, agent, exact)
+        assert above < 0.004, f"above the exact conditional entropy of {least:.3f} nats"
+        assert excess(domain, without_memory, agent, exact) > 2 * above, "history tells more"
 
 
-def excess(predictor, agent, exact):
+@pytest.fixture(scope="module")
+def toggling():
+    """A system whose local states do not tell the action, its policies, a dataset, and what is exact."""
+    domain = tabular.Toggling(2, DomainSettings())
+    policy = Policy(range(2), domain.observation_size, 2, PolicySettings(recurrent_size=0, hidden_sizes=()), None)
+    often = torch.tensor([[[0.8], [0.2]], [[0.75], [0.3]]])  # π_i(a = 1 | x)
+    policy.network.parameters.view(2, -1, 3)[:, [1, 0], 1:2] = torch.logit(often)  # rows: observed x, not x, bias
+    return domain, collected(domain, policy), exact_influences(domain, policy)
+
+
+@pytest.mark.parametrize(
+    ("recurrent", "sees_actions", "part"),
+    [
+        (True, True, None),
+        (True, False, tabular.local_states_alone),
+        (False, True, tabular.last_step),
+    ],
+    ids=["history", "local states of it", "last step of it"],
+)
+def test_an_aip_comes_to_what_it_sees_of_the_action_local_state_history(toggling, recurrent, sees_actions, part):
+    domain, dataset, exact = toggling
+    predictor = trained(domain, dataset, recurrent, sees_actions=sees_actions)
+    for agent in range(2):
+        unseen = 0.0
+        if part:
+            seen = tabular.given_part(exact[agent], part)
+            unseen = conditional_entropy(seen) - conditional_entropy(exact[agent])
+            assert unseen > 0.03, "what it does not see would tell it something"
+        assert excess(domain, predictor, agent, exact) == pytest.approx(unseen, abs=0.004)
+
+
+def excess(domain, predictor, agent, exact):
     """Expected cross-entropy less the conditional entropy, over all histories with their probabilities; in nats."""
     result = []
     for t, (p, influence) in enumerate(exact[agent]):
-        history = np.broadcast_to(tabular.histories(t), (2, len(p), t + 1, 3)).copy()
-        predicted = predictor.probabilities(history)[agent, :, -1, 0].astype(np.float64)
+        arrays = (np.broadcast_to(array, (2, *array.shape)).copy() for array in tabular.histories(domain, t))
+        predicted = predictor.probabilities(*arrays)[agent, :, -1, 0].astype(np.float64)
         truth = np.stack([1 - influence, influence], axis=-1)
         result.append((p * ((truth * (np.log(np.maximum(truth, 1e-12)) - np.log(predicted))).sum(axis=-1))).sum())
     return np.mean(result)

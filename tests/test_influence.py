@@ -17,7 +17,7 @@ from dials_mpi.errors import UserError
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, dataset_batches
 from dials_mpi.influence.dataset import InfluenceDataset, check_rounds, read_rounds, write_round
-from dials_mpi.influence.predictor import InfluencePredictor, train
+from dials_mpi.influence.predictor import NO_ACTION, InfluencePredictor, train
 from dials_mpi.learning.episodes import JointEpisodes
 from dials_mpi.learning.policy import Policy
 from dials_mpi.runs.files import replace_durably
@@ -30,13 +30,16 @@ SMALL = {"hidden_sizes": (16,), "learning_rate": 1e-2, "epochs": 60, "minibatch_
 
 
 def made_up_dataset(n_agents, influence: Influence, rule, episodes=60, horizon=20) -> InfluenceDataset:
-    """Random local states; sources from `rule(generator, history [E, T, D])` → [E, T, U], a stream per agent."""
+    """Random local states and 3 actions; sources from `rule(generator, history [E, T, D])` → [E, T, U].
+
+    A stream per agent.
+    """
     data = InfluenceDataset.empty(n_agents, episodes, horizon, influence)
     for agent in range(n_agents):
         generator = np.random.default_rng(agent)
         data.history[agent] = generator.integers(2, size=data.history.shape[1:])
         data.influence_sources[agent] = rule(generator, data.history[agent])
-        data.actions[agent] = 0
+        data.actions[agent] = generator.integers(3, size=data.actions.shape[1:])
     return data
 
 
@@ -79,8 +82,29 @@ def test_recurrent_categorical_predictor_remembers():
     assert train(blind, data, 0.1, np.random.default_rng(0))[1][0] > 0.8
 
 
+@pytest.mark.parametrize("sees_actions", [True, False])
 @pytest.mark.parametrize("recurrent", [0, 16])
-def test_training_in_a_block_equals_training_alone(recurrent):
+def test_what_is_learned_from_is_the_last_action_of_the_same_agent_and_episode(recurrent, sees_actions):
+    """The first source is that action, and at the start the one that the episode before ended with; the second is a_t.
+
+    Neither the action of another episode nor one that is still to come can be known.
+    """
+    influence = Influence(sources=2, classes=2, local_state_size=1)
+    data = made_up_dataset(2, influence, lambda g, h: 0, episodes=400, horizon=4)
+    data.actions[:] = data.actions == 0
+    data.influence_sources[..., 0] = np.roll(data.actions.reshape(2, -1), 1, axis=1).reshape(data.actions.shape)
+    data.influence_sources[..., 1] = data.actions
+    settings = PredictorSettings(**SMALL, recurrent_size=recurrent, sees_actions=sees_actions)
+    predictor = InfluencePredictor(range(2), influence, settings, 0, n_actions=2)
+    after = train(predictor, data, 0.2, np.random.default_rng(0))[1]
+    chance = entropy([1 / 3, 2 / 3])
+    known = 3 / 4 / 2 if sees_actions else 0  # of the first source all but the first of four steps
+    np.testing.assert_allclose(after, (1 - known) * chance, atol=0.02)
+
+
+@pytest.mark.parametrize("sees_actions", [False, True])
+@pytest.mark.parametrize("recurrent", [0, 16])
+def test_training_in_a_block_equals_training_alone(recurrent, sees_actions):
     """Early stopping included: agents of one block stop at different epochs."""
     influence = Influence(sources=2, classes=4, local_state_size=5)
 
@@ -88,11 +112,11 @@ def test_training_in_a_block_equals_training_alone(recurrent):
         return np.minimum(history[..., :2] + (generator.random((*history.shape[:2], 2)) < 0.3), 3)
 
     data = made_up_dataset(4, influence, rule)
-    settings = PredictorSettings(**{**SMALL, "recurrent_size": recurrent, "patience": 2})
-    block = InfluencePredictor(range(4), influence, settings, seed=3)
+    settings = PredictorSettings(**SMALL, recurrent_size=recurrent, patience=2, sees_actions=sees_actions)
+    block = InfluencePredictor(range(4), influence, settings, seed=3, n_actions=3)
     losses = train(block, data, 0.1, np.random.default_rng(0))
     for agent in range(4):
-        alone = InfluencePredictor([agent], influence, settings, seed=3)
+        alone = InfluencePredictor([agent], influence, settings, seed=3, n_actions=3)
         mine = InfluenceDataset(**{name: array[agent : agent + 1] for name, array in data.arrays().items()})
         result = train(alone, mine, 0.1, np.random.default_rng(0))
         assert torch.equal(alone.network.parameters[0], block.network.parameters[agent])
@@ -120,7 +144,8 @@ def test_sampled_sources_follow_the_prediction(classes, sources, biases, expecte
     predictor = InfluencePredictor([0], influence, PredictorSettings(hidden_sizes=()), 0)
     predictor.network.parameters[0, -len(biases) :] = torch.tensor(biases)
     noise = predictor.noise(streams(0, "train/influence", [0]), 20000)
-    sampled, _ = predictor.sample(torch.zeros(1, 20000, 2), None, noise)
+    first = np.zeros((1, 20000, 2), np.uint8), np.full((1, 20000), NO_ACTION)
+    sampled, _ = predictor.sample(*first, None, noise)
     assert sampled.dtype == np.uint8
     shares = [np.bincount(sampled[0, :, u], minlength=classes) / 20000 for u in range(sources)]
     np.testing.assert_allclose(shares, expected, atol=0.015)
@@ -132,14 +157,62 @@ def test_augmented_simulator_wipes_the_predictors_memory_between_episodes():
     predictor = InfluencePredictor([1, 2], domain.influence, settings, 0)
     simulator = InfluenceAugmentedSimulator(domain.local_simulator([1, 2], 3), predictor, 3)
     seen = []
-    sample = predictor.sample
-    predictor.sample = lambda x, state, noise: (seen.append(state.abs().max().item()), sample(x, state, noise))[1]
+    step = predictor.network.step
+    predictor.network.step = lambda x, state: (seen.append(state.abs().max().item()), step(x, state))[1]
     simulator.seed(streams(0, "train/simulator", [1, 2]), streams(0, "train/influence", [1, 2]))
     for _ in range(2):
         simulator.reset()
         for _ in range(3):
             simulator.step(np.zeros((2, 3), np.int64))
     assert [value == 0 for value in seen] == [True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize("recurrent", [0, 8])
+def test_augmented_simulator_shows_each_copy_its_last_action_of_this_episode(recurrent):
+    """And the same is seen in whole episodes afterwards."""
+    domain = Warehouse(4, WarehouseSettings())
+    settings = PredictorSettings(recurrent_size=recurrent, hidden_sizes=(), sees_actions=True)
+    predictor = InfluencePredictor([1, 2], domain.influence, settings, 0, n_actions=domain.n_actions)
+    local_simulator = domain.local_simulator([1, 2], 3)
+    simulator = InfluenceAugmentedSimulator(local_simulator, predictor, 3)
+    simulator.seed(streams(0, "train/simulator", [1, 2]), streams(0, "train/influence", [1, 2]))
+    seen, logits, network_step = [], [], predictor.network.step
+
+    def step(features, state):
+        outputs = network_step(features, state)
+        seen.append(features.numpy())
+        logits.append(outputs[0])
+        return outputs
+
+    predictor.network.step = step
+    generator, actions = np.random.default_rng(0), np.zeros((2, 3), np.int64)  # an array that is used again
+    for _ in range(2):
+        simulator.reset()
+        last, history, all_actions = np.zeros((2, 3, 4)), [], []
+        for _ in range(4):
+            history.append(local_simulator.local_states().copy())
+            actions[:] = generator.integers(4, size=(2, 3))
+            simulator.step(actions)
+            np.testing.assert_array_equal(seen[-1], np.concatenate([history[-1], last], axis=-1))
+            last = np.eye(4)[actions]
+            all_actions.append(actions.astype(np.uint8))
+        predicted = predictor.probabilities(np.stack(history, axis=2), np.stack(all_actions, axis=2))
+        stepwise = torch.stack(logits[-4:], dim=2).view(predicted.shape).softmax(dim=-1)
+        np.testing.assert_allclose(predicted, stepwise, atol=1e-6)
+
+
+def test_a_predictor_that_sees_actions_comes_back_from_its_parameters_and_their_number():
+    influence, settings = Influence(2, 4, 5), PredictorSettings(sees_actions=True)
+    data = made_up_dataset(2, influence, lambda g, h: 0)
+    predictor = InfluencePredictor(range(2), influence, settings, 0, n_actions=3)
+    parameters = predictor.network.parameters.numpy()
+    again = InfluencePredictor.from_parameters(parameters, influence, settings, n_actions=3)
+    arrays = data.history, data.actions
+    np.testing.assert_array_equal(again.probabilities(*arrays), predictor.probabilities(*arrays))
+    with pytest.raises(ValueError, match="a predictor that sees actions needs their number"):
+        InfluencePredictor.from_parameters(parameters, influence, settings)
+    with pytest.raises(ValueError, match="parameters of shape"):
+        InfluencePredictor.from_parameters(parameters, influence, settings, n_actions=4)
 
 
 def test_collected_rows_pair_the_state_before_a_step_with_the_sources_of_that_step():

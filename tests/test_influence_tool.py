@@ -9,15 +9,23 @@ import sys
 import pytest
 from conftest import SMALL, SMALL_TRAFFIC, CommandLine, tool, without_packages
 
+from dials_mpi.config import PredictorSettings
+from dials_mpi.influence.analysis import predictor_distance
+from dials_mpi.influence.dataset import read_rounds
+from dials_mpi.influence.predictor import InfluencePredictor
+from dials_mpi.runs.reading import open_run
+from dials_mpi.simulators.interface import Influence
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """`warehouse` and `traffic`, two rounds each, and `gs`, which has none."""
+    """`warehouse`, `traffic` and `actions`, two rounds each, and `gs`, which has none."""
     folder = tmp_path_factory.mktemp("influence")
     command_line = CommandLine(folder)
     for arguments in (
         ["--name=warehouse", "--env=warehouse", *SMALL],
         ["--name=traffic", "--env=traffic", *SMALL_TRAFFIC],
+        ["--name=actions", "--env=warehouse", "--set=predictor.sees_actions=true", *SMALL],
         ["--name=gs", "--env=warehouse", "--mode=gs", *SMALL, "--steps=400"],
     ):
         result = command_line(*arguments)
@@ -47,6 +55,26 @@ def test_table_heat_map_and_csv(runs, tmp_path, domain):
     assert "Lemma 2" in result.stdout
     assert "Theorem 1" in result.stdout
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["warehouse", "actions"])
+def test_the_drift_of_a_predictor_is_what_its_rounds_say_of_the_same_histories_and_actions(runs, tmp_path, name):
+    result = tool("influence.py", runs / name, "--csv", tmp_path, "--histories", "3")
+    assert result.returncode == 0, result.stderr
+    found = {(row["agent"], row["round"]): row["ξ"] for row in rows(tmp_path / "agents.csv")}
+    settings = PredictorSettings(**open_run(runs / name).configuration["predictor"])
+    for agent in range(4):
+        then, now = read_rounds(runs / name / "influence" / f"agent_{agent:04d}.h5")
+        n_actions = {"warehouse": 0, "actions": 4}[name]
+        assert now.attributes.get("n_actions", 0) == n_actions
+        seen = now.history[None, :3], now.actions[None, :3]
+        influence = Influence(4, int(now.attributes["influence_classes"]), now.history.shape[-1])
+        one, other = (
+            InfluencePredictor.from_parameters(round_.predictor[None], influence, settings, n_actions)
+            for round_ in (then, now)
+        )
+        distance = predictor_distance(one.probabilities(*seen), other.probabilities(*seen)).mean()
+        assert float(found[str(agent), "1"]) == pytest.approx(distance, rel=1e-4)
 
 
 def test_without_torch_and_mpi_only_the_predictors_distance_is_missing(runs, tmp_path):

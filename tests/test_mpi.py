@@ -211,6 +211,7 @@ RUNS = {
         "--set=ppo.sequence_length=1", "--set=ppo.minibatch_size=40", "--set=dataset.steps=200",
         "--set=predictor.interval=800", "--set=evaluation.interval=400",
     ],
+    "actions seen": ["--env=warehouse", "--set=predictor.sees_actions=true", *SMALL],
     "traffic": ["--env=traffic", *SMALL_TRAFFIC],
     "traffic over sockets": ["--env=traffic", "--set=domain.backend=traci", *SMALL_TRAFFIC],
     "traffic, gs": ["--env=traffic", *SMALL_TRAFFIC],

@@ -19,6 +19,7 @@ from dials_mpi.runs.stopping import REASONS, StopFlag
 
 RUNS = {
     "warehouse dials": ["--env=warehouse", *SMALL],
+    "warehouse dials, actions seen": ["--env=warehouse", "--set=predictor.sees_actions=true", *SMALL],
     "warehouse untrained-dials": ["--env=warehouse", "--mode=untrained-dials", *SMALL],
     "warehouse gs": ["--env=warehouse", "--mode=gs", *SMALL],
     "traffic dials": ["--env=traffic", *SMALL_TRAFFIC],
@@ -34,7 +35,7 @@ AT_ONCE = "--max-hours=0"
 def test_a_run_stopped_at_every_boundary_ends_as_one_that_was_not(command_line, name):
     runs = command_line.folder / "runs"
     # A collection has a boundary after each of its two or four batches: with one more, every start comes further.
-    count = {"warehouse dials": 3, "traffic dials": 5}.get(name, 1)
+    count = {"warehouse dials": 3, "warehouse dials, actions seen": 3, "traffic dials": 5}.get(name, 1)
     stop = {"DIALS_MPI_FAULT": f"boundary:{count}:USR1"}
     assert command_line(*RUNS[name], TWO_UNITS, "--name=whole", "--seed=4").returncode == 0
     result = command_line(*RUNS[name], TWO_UNITS, "--name=parts", "--seed=4", EVERY_UNIT, **stop)
@@ -395,11 +396,11 @@ def test_auto_starts_goes_on_and_leaves_what_is_finished(command_line):
 
 def test_a_setting_that_its_version_did_not_have_yet_does_not_keep_a_run_from_going_on(command_line, parts):
     stored = yaml.safe_load((parts / "config.yaml").read_text())
-    del stored["policy"]["gradient_precision"]
+    del stored["policy"]["gradient_precision"], stored["predictor"]["sees_actions"]
     (parts / "config.yaml").write_text(yaml.safe_dump(stored))
     for checkpoint in all_checkpoints(parts / "checkpoints"):
         configuration = read_manifest(checkpoint)["configuration"]
-        del configuration["policy"]["gradient_precision"]
+        del configuration["policy"]["gradient_precision"], configuration["predictor"]["sees_actions"]
         change_manifest(checkpoint, configuration=configuration)
     for ends in (75, 0):  # the second time from a checkpoint of the version that has it
         fault = {"DIALS_MPI_FAULT": "boundary:2:USR1"} if ends else {}

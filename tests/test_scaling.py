@@ -182,6 +182,8 @@ def test_costs_are_read_as_they_were_written_and_only_for_their_settings(tmp_pat
     other = configuration(policy={"recurrent_size": 128, "hidden_sizes": [64], "activation": "tanh"})
     with pytest.raises(UserError, match=r"here: measured with policy.recurrent_size 64, not 128; measure again"):
         again.check(other, "here")
+    with pytest.raises(UserError, match=r"here: measured with predictor.sees_actions False, not True; measure again"):
+        again.check(configuration(predictor={"sees_actions": True}), "here")
 
 
 @pytest.mark.parametrize(

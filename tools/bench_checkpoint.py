@@ -43,7 +43,7 @@ def measure(comm: MPI.Comm, c: Configuration, where: str) -> None:
             c, layout, comm.rank, Exchange(comm, layout, clock), clock, folder, StopFlag(), resumed=None
         )
         policy = Policy(agents, domain.observation_size, domain.n_actions, c.policy, c.seed)
-        predictor = InfluencePredictor(agents, domain.influence, c.predictor, c.seed)
+        predictor = InfluencePredictor(agents, domain.influence, c.predictor, c.seed, n_actions=domain.n_actions)
         checkpoints.keep("policy", policy.parameters)
         checkpoints.keep("predictor", predictor.network.parameters)
         if agents:

@@ -186,7 +186,7 @@ def aip_training(options: Options, stack: ExitStack) -> list[Measurement]:
                 array[:] = generator.integers(classes, size=array.shape, dtype=np.uint8)
 
             def work(c=c, domain=domain, n=n, data=data):
-                predictor = InfluencePredictor(range(n), domain.influence, c.predictor, 0)
+                predictor = InfluencePredictor(range(n), domain.influence, c.predictor, 0, n_actions=domain.n_actions)
                 train(predictor, data, c.dataset.test_fraction, stream(0, "predictor/minibatches"))
 
             samples = n * data.actions[0].size
@@ -388,7 +388,7 @@ def _policy(domain: Domain, c: Configuration, n: int) -> Policy:
 
 
 def _predictor(domain: Domain, c: Configuration, n: int, env: str) -> InfluencePredictor:
-    predictor = InfluencePredictor(range(n), domain.influence, c.predictor, 0)
+    predictor = InfluencePredictor(range(n), domain.influence, c.predictor, 0, n_actions=domain.n_actions)
     if env == "traffic":  # the last biases: sources as frequent as on the roads
         predictor.network.parameters[:, -domain.influence.sources :] = _INFLOW_LOGIT
     return predictor

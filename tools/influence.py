@@ -74,9 +74,13 @@ class AgentRound:
     figures: dict[str, float]
     """By `COLUMNS`; NaN where there is none."""
     histories: np.ndarray
-    """[E', T, D] uint8, some of the round's episodes, for ξ."""
+    """[E', T, D] uint8, local states in some of the round's episodes, for ξ."""
+    actions: np.ndarray
+    """[E', T] uint8, in the same."""
     predictor: np.ndarray | None
     """[P] float32."""
+    n_actions: int
+    """That the predictor sees; 0 if it sees none."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,7 +171,9 @@ def _read_agent(file: Path, lags: int, histories: int) -> tuple[list[AgentRound]
                     autocorrelations=correlations,
                     figures=figures,
                     histories=read.history[:histories].copy(),
+                    actions=read.actions[:histories].copy(),
                     predictor=read.predictor,
+                    n_actions=int(read.attributes.get("n_actions", 0)),
                 )
             )
     except UserError as error:
@@ -201,17 +207,17 @@ def add_predictor_distances(run: Run, rounds: list[AgentRound]) -> None:
         now, then = ([by_round[n][agent] for agent in agents] for n in (number, number - 1))
         sources, classes = now[0].marginals.shape
         influence = Influence(sources, classes, now[0].histories.shape[-1])
-        histories = np.stack([item.histories for item in now])
+        histories, actions = (np.stack([getattr(item, name) for item in now]) for name in ("histories", "actions"))
         predicted = []
         for items in (now, then):
             parameters = np.stack([item.predictor for item in items])
             try:
-                predictor = InfluencePredictor.from_parameters(parameters, influence, settings)
+                predictor = InfluencePredictor.from_parameters(parameters, influence, settings, items[0].n_actions)
             except ValueError as error:
                 raise UserError(
                     f"{run.path}: the predictors of round {number} are not those of config.yaml ({error})"
                 ) from None
-            predicted.append(predictor.probabilities(histories))
+            predicted.append(predictor.probabilities(histories, actions))
         for item, distance in zip(now, predictor_distance(*predicted).mean(axis=(1, 2)), strict=True):
             item.figures["ξ"] = float(distance)
 

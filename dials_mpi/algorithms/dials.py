@@ -30,7 +30,9 @@ def train(session: Session) -> None:
     with contextlib.ExitStack() as stack:
         with clock("start"):
             # Line 1, with session.policy.
-            predictor = InfluencePredictor(session.agents, domain.influence, c.predictor, c.seed, session.device)
+            predictor = InfluencePredictor(
+                session.agents, domain.influence, c.predictor, c.seed, session.device, domain.n_actions
+            )
             session.checkpoints.keep("predictor", predictor.network.parameters)
             learners = None
             if session.agents:
@@ -121,6 +123,8 @@ def save_datasets(
                     "test_fraction": c.dataset.test_fraction,
                     "cross_entropy_before": before,
                     "cross_entropy_after": after,
+                    # The size of its input; without actions that of a local state is all of it.
+                    **({"n_actions": session.domain.n_actions} if c.predictor.sees_actions else {}),
                 },
                 predictor.network.parameters[row].cpu().numpy(),
                 keep=c.dataset.keep_rounds,

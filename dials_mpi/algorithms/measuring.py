@@ -148,7 +148,7 @@ def _block(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
         found["learn"] = _quickest(lambda: learner.update(rollout, 0, 0.0, permutations))
         return found, 0.0
     few = c.predictor.model_copy(update={"epochs": _EPOCHS, "patience": _EPOCHS})
-    predictor = InfluencePredictor(agents, domain.influence, few, c.seed)
+    predictor = InfluencePredictor(agents, domain.influence, few, c.seed, n_actions=domain.n_actions)
     learners = LocalLearners(c, domain, agents, policy, predictor, Clock())
     found["block_start"] = time.perf_counter() - begin
     datasets = 0.0

@@ -30,7 +30,7 @@ _COSTLY_SETTINGS = {
     "mode": None,
     "domain": None,
     "policy": None,
-    "predictor": ("recurrent_size", "hidden_sizes", "minibatch_size"),
+    "predictor": ("recurrent_size", "hidden_sizes", "minibatch_size", "sees_actions"),
     "ppo": ("copies", "rollout_length", "sequence_length", "minibatch_size", "epochs"),
     "dataset": ("copies",),
     "evaluation": ("copies",),

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dials_mpi.influence.predictor import InfluencePredictor
-from dials_mpi.learning.networks import as_features
+from dials_mpi.influence.predictor import NO_ACTION, InfluencePredictor
 from dials_mpi.simulators.interface import LocalSimulator, Step
 
 
@@ -21,6 +20,7 @@ class InfluenceAugmentedSimulator:
     def __init__(self, local_simulator: LocalSimulator, predictor: InfluencePredictor, copies: int):
         self._local_simulator = local_simulator
         self._predictor = predictor
+        self._last_actions = np.empty((predictor.network.n_agents, copies), np.int64)
         self._copies = copies
 
     def seed(self, simulator: Sequence[np.random.Generator], influence: Sequence[np.random.Generator]) -> None:
@@ -29,14 +29,16 @@ class InfluenceAugmentedSimulator:
         self._noise = self._predictor.noise(influence, self._copies)
 
     def reset(self) -> np.ndarray:
-        """A new episode in all copies, the predictor's memory wiped; observations [A, B, O]."""
+        """A new episode in all copies, the predictor's memory wiped, actions forgotten; observations [A, B, O]."""
         self._state = self._predictor.initial_state(self._copies)
+        self._last_actions.fill(NO_ACTION)
         return self._local_simulator.reset()
 
     def step(self, actions: np.ndarray) -> Step:
         """û ~ Î(· | l), x' ~ T̂(x, û, a), r = R̂, o' = Ô(x') for actions [A, B] (Algorithm 1, line 9)."""
-        local_states = as_features(self._local_simulator.local_states(), self._predictor.device)
-        sources, self._state = self._predictor.sample(local_states, self._state, self._noise)
+        local_states = self._local_simulator.local_states()
+        sources, self._state = self._predictor.sample(local_states, self._last_actions, self._state, self._noise)
+        np.copyto(self._last_actions, actions)  # the caller may write the next ones into the same array
         return self._local_simulator.step(actions, sources)
 
     def close(self) -> None:

@@ -29,11 +29,11 @@ class InfluenceDataset:
     """Samples (l_t, u_t) of A agents: E episodes of T steps each.
 
     Row t of an episode holds x_t, a_t and the u_t that took x_t to x_{t+1}; the history l_t is rows up to t, without
-    a_t.
+    a_t. AIPs see the local states of it, and the actions only with `predictor.sees_actions`.
     """
 
     history: np.ndarray
-    """[A, E, T, D] uint8, local states."""
+    """[A, E, T, D] uint8, local states; the actions of the history are in `actions`."""
     influence_sources: np.ndarray
     """[A, E, T, U] uint8, classes."""
     actions: np.ndarray
@@ -161,9 +161,10 @@ class Round:
     """One round of one agent, read back."""
 
     attributes: dict[str, Any]
-    """`round`, `step`, `agent`, `influence_classes`, `cross_entropy_before`, `cross_entropy_after` and so on."""
+    """`round`, `step`, `agent`, `influence_classes`, `cross_entropy_before`, `cross_entropy_after` and so on; of an AIP
+    that sees actions `n_actions`, too."""
     history: np.ndarray
-    """[E, T, D] uint8."""
+    """[E, T, D] uint8, local states."""
     influence_sources: np.ndarray
     """[E, T, U] uint8."""
     actions: np.ndarray

@@ -6,13 +6,15 @@
 | A      | agents that one simulator holds (A = N in the GS)    |
 | B      | copies of the simulation that are stepped at once    |
 | O      | size of one agent's observation                      |
-| D      | size of one agent's local state, the AIP's input     |
+| D      | size of one agent's local state, what the AIP sees   |
 | U, C   | influence sources per agent, classes per source      |
 
 The agent axis always comes first. Episodes have a fixed length, `Domain.horizon`; all copies start and end together.
 The horizon is a time limit (truncation): the learner bootstraps from the last observation. Time is counted so that
 `step` number t takes the local state x_t and the action a_t to x_{t+1} under the influence sources u_t, and an AIP
-predicts u_t from the local states up to x_t (paper, section 3.2).
+predicts u_t from the local states up to x_t (paper, section 3.2). The paper's action-local-state history
+l_t = (x_0, a_0, …, a_{t-1}, x_t) holds the agent's actions, too. AIPs here do not see them, unless
+`predictor.sees_actions` is set: without it, what a local state does not show of the last action is lost to them.
 
 A domain is plugged in by name (`registry.BUILT_IN`) or by its class, `--env package.module:ClassName`. Write a
 subclass of `Domain` and one of each simulator; `conformance.check_domain` tells whether they keep what is said here. It
@@ -37,14 +39,20 @@ class DomainSettings(BaseModel):
 
 
 class Influence(NamedTuple):
-    """How the rest of the system acts on one agent's region (paper, section 3.1)."""
+    """How the rest of the system acts on one agent's region (paper, section 3.1).
+
+    Actions are no part of it: an AIP that is to see them (`predictor.sees_actions`) gets them from this package.
+    """
 
     sources: int
     """U, number of influence sources u_i."""
     classes: int
     """C, values that each source takes: 0 … C-1. Two classes make a Bernoulli source."""
     local_state_size: int
-    """D, what the AIP sees at each step: the part of x_t that d-separates u_t from the rest, as bits."""
+    """D, what the AIP sees at each step: the part of x_t that d-separates u_t from the rest, as bits.
+
+    Of the history l_t, which has the actions a_0 … a_{t-1} as well, these are the local states alone.
+    """
 
 
 class Step(NamedTuple):
