@@ -112,6 +112,22 @@ def command_line(tmp_path) -> CommandLine:
     return CommandLine(tmp_path)
 
 
+def run_here(folder: Path, *arguments: str) -> Path:
+    """A whole run on one rank of this process, where a test can watch it; returns its directory."""
+    from mpi4py import MPI
+
+    from dials_mpi import cli
+    from dials_mpi.run import run
+
+    class Alone(MPI.Intracomm):
+        def Abort(self, code):  # noqa: N802 - the exception goes on to the test instead
+            pass
+
+    parsed = cli.parser().parse_args([*arguments, f"--runs={folder}", "--name=run"])
+    assert run(Alone(MPI.COMM_SELF), parsed) == 0
+    return folder / "run"
+
+
 def without_packages(folder: Path, *names: str) -> str:
     """A PYTHONPATH under which the packages cannot be imported."""
     hidden = folder / "hidden"
