@@ -179,13 +179,19 @@ def test_annealing_ends_at_no_change():
     assert torch.equal(policy.parameters, before)
 
 
-def test_reward_scale_does_not_change_reported_returns():
-    results = []
+def test_reward_scale_changes_what_is_learned_and_not_the_reported_returns():
+    """A tenth of a reward of at most 1 for each of 10 steps: a return of at most 1, were it not for the report."""
+    learned = []
     for scale in (1.0, 0.1):
-        _, _, actor, learner, rollout = acting(reward_scale=scale)
+        _, policy, actor, learner, rollout = acting(reward_scale=scale)
         actor.collect(rollout, 10)
-        results.append(learner.update(rollout, 0, 0.0, np.random.default_rng(0))["training_return"])
-    assert torch.equal(*results)
+        statistics = learner.update(rollout, 0, 0.0, np.random.default_rng(0))
+        paid = (rollout.actions == rollout.observations[..., 0]).double().mean(dim=(1, 2))
+        assert (paid > 0.2).all()
+        torch.testing.assert_close(statistics["training_return"].double(), 10 * paid)
+        learned.append((policy.parameters, statistics["value_loss"]))
+    assert (learned[0][0] - learned[1][0]).abs().max() > 1e-3
+    assert (learned[1][1] < 0.2 * learned[0][1]).all(), "the critic has learned of small rewards"
 
 
 @pytest.mark.parametrize("recurrent", [0, 8])
