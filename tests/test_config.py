@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from dials_mpi.parallel.layout import Layout, choose_layout
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel, logistic, uniform
 from dials_mpi.simulators.registry import BUILT_IN, configuration_file, domain_class, make_domain
-from dials_mpi.streams import stream
+from dials_mpi.streams import stream, streams, torch_seed
 
 
 def configuration(*overrides: str, env="warehouse"):
@@ -321,6 +322,20 @@ def test_streams_differ_by_every_part_of_their_name():
     assert stream(*keys[3]).random() == stream(*keys[3]).random()
     with pytest.raises(KeyError):
         stream(0, "train/action")
+
+
+def test_a_stream_is_made_of_its_name_alone_and_left_out_parts_are_zero():
+    """As it has always been: a run of an older version is repeated to the bit."""
+    for member, round_ in ((0, 0), (3, 0), (3, 8)):
+        key = zlib.crc32(b"train/actions"), member, round_
+        expected = np.random.SeedSequence(5, spawn_key=key)
+        parts = [part for part in (member, round_) if part]
+        assert stream(5, "train/actions", *parts).random() == np.random.default_rng(expected).random()
+        assert (
+            streams(5, "train/actions", [9, member], *parts[1:])[1].random() == np.random.default_rng(expected).random()
+        )
+        (word,) = expected.generate_state(1, np.uint64).tolist()
+        assert torch_seed(5, "train/actions", *parts) == word // 2
 
 
 @pytest.mark.parametrize("draw", [uniform, gumbel, logistic])
