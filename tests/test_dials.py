@@ -123,7 +123,7 @@ def test_every_round_learns_the_influence_of_the_policies_as_they_are_then(train
             seen = data.influence_sources[..., 0].reshape(-1, 5, 2).mean(axis=(0, 1))
             np.testing.assert_allclose(seen, exact, atol=0.05)
             predictor = InfluencePredictor.from_parameters(data.predictor[None], bets.Bets.influence, settings(trained))
-            predicted = predictor.probabilities(data.history[None, :1])[0, 0, :2, 0, 1]
+            predicted = predictor.probabilities(data.history[None, :1], data.actions[None, :1])[0, 0, :2, 0, 1]
             np.testing.assert_allclose(predicted, exact, atol=0.05)
             before, after = (data.attributes[f"cross_entropy_{when}"] for when in ("before", "after"))
             held_out = -(exact * np.log(exact) + (1 - exact) * np.log(1 - exact)).mean()
