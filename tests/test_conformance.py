@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from ring import Ring, RingGlobalSimulator, RingLocalSimulator
-from tabular import Tabular
+from tabular import Tabular, TabularGlobalSimulator
 
 from dials_mpi.errors import UserError
 from dials_mpi.simulators.conformance import check_domain
@@ -217,6 +217,77 @@ def test_a_single_wrong_reward_or_observation_is_found(what, words, often):
     line = complaint(tampered(RingLocalSimulator, what, 7, episode_step=9, agent=2, copy=3))
     place = f"step 9, agent 2, copy 3, where the {words} is 7 instead of {int(was)}"
     assert re.sub(r"disagreement [\d.]+", "disagreement X", line) == another_life(place, *often)
+
+
+def test_the_first_difference_is_named_whatever_it_is_of():
+    class Wrong(RingLocalSimulator):
+        def reset(self):
+            self._t = -1
+            return super().reset()
+
+        def step(self, actions, sources):
+            self._t += 1
+            _, rewards = super().step(actions, sources)
+            if self._t == 2 and 1 in self.agents:
+                rewards[self.agents.index(1), 0] = 7
+            if self._t == 5:
+                self._bits = 1 - self._bits
+            return Step(self.local_states(), rewards)
+
+    assert "lives another one: first at step 2, agent 1, copy 0, where the reward is 7 instead of " in complaint(
+        ring(ls=Wrong)
+    )
+
+
+@pytest.mark.parametrize(("kind", "place"), [("gs", "agent 0, copy 2"), ("ls", "agent 2, copy 0")])
+def test_an_agent_or_a_copy_alone_is_called_by_its_own_number(kind, place):
+    name, whole = {"gs": ("GlobalSimulator", RingGlobalSimulator), "ls": ("LocalSimulator", RingLocalSimulator)}[kind]
+
+    class Alone(whole):
+        def reset(self):
+            observations = super().reset().astype(np.float32)
+            if self._shape[0 if kind == "ls" else 1] == 1:
+                observations[0, 0] = np.nan
+            return observations
+
+    assert complaint(ring(**{kind: Alone})) == f"domain ring: {name}: observation nan at reset, {place} is not finite"
+
+
+def test_arrays_of_a_simulator_are_its_own_again_at_its_next_step():
+    """As `Step` promises: one that fills the same arrays anew at every step is replayed like any other."""
+
+    class Reusing(RingGlobalSimulator):
+        def reset(self):
+            self._kept = [np.zeros((*self._shape, 2), np.uint8) for _ in range(3)]
+            self._rewards = np.zeros(self._shape, np.float32)
+            return self._in_place(0, super().reset())
+
+        def _in_place(self, number, values):
+            self._kept[number][:] = values
+            return self._kept[number]
+
+        def step(self, actions):
+            observations, self._rewards[:] = super().step(actions)
+            return Step(self._in_place(0, observations), self._rewards)
+
+        def local_states(self):
+            return self._in_place(1, super().local_states())
+
+        def influence_sources(self):
+            return self._in_place(2, super().influence_sources())
+
+    class ReusingDraws(TabularGlobalSimulator):
+        def draws(self):
+            self._kept = getattr(self, "_kept", np.empty(self._shape))
+            self._kept[:] = super().draws()
+            return self._kept
+
+    class Draws(Tabular):
+        def global_simulator(self, copies, controller=None):
+            return ReusingDraws(copies)
+
+    check_domain(ring(gs=Reusing))
+    check_domain(Draws(2, DomainSettings()))
 
 
 def test_what_a_region_draws_is_to_be_handed_over():

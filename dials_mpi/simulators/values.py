@@ -30,16 +30,13 @@ def check_finite(
     Args:
         simulator: its kind.
         agents: A ids.
-        met_with: by kind of values, [A, T, B, …] and the T steps of an episode that returned them, -1 for a reset; T
-            may differ, the last ones belong together.
+        met_with: by kind of values, [A, T, B, …] and the T steps of an episode that returned them, -1 for a reset.
     """
     found: list[tuple[int, str]] = []
     for kind, (values, steps) in met_with.items():
         finite = np.isfinite(values)
         if not finite.all():
             row, t, copy, *_ = index = earliest(~finite)
-            found.append(
-                (t - len(steps), f"{kind} {values[index]:g} at {place(steps[t], agents[row], copy)} is not finite")
-            )
+            found.append((t, f"{kind} {values[index]:g} at {place(steps[t], agents[row], copy)} is not finite"))
     if found:
         raise FloatingPointError(f"domain {domain.name}: {simulator}: {min(found, key=lambda it: it[0])[1]}")
