@@ -13,6 +13,7 @@ from dials_mpi.parallel.launcher import launched_rank
 from dials_mpi.simulators.registry import BUILT_IN
 
 EXIT_USAGE = 2
+RUNS = Path("runs")
 EXIT_UNFINISHED = 75
 """EX_TEMPFAIL: stopped before the end, to be resumed."""
 
@@ -101,9 +102,7 @@ def parser() -> argparse.ArgumentParser:
         help="one setting, as section.key=value; can be repeated, comes last",
     )
     p.add_argument("--name", metavar="NAME", help="name of the run directory (default: from domain, agents, mode, …)")
-    p.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run directories go (default: runs)"
-    )
+    p.add_argument("--runs", type=Path, metavar="DIR", help=f"where run directories go (default: {RUNS})")
     p.add_argument(
         "--device",
         choices=("cpu", "cuda"),

@@ -19,7 +19,7 @@ from dials_mpi.parallel.layout import Layout, choose_layout
 from dials_mpi.parallel.waiting import barrier
 from dials_mpi.runs.checkpoint import MANIFEST, clear_after, newest_whole
 from dials_mpi.runs.clock import Clock, format_summary
-from dials_mpi.runs.directory import RunDirectory, lock, read_facts, record_failure
+from dials_mpi.runs.directory import RunDirectory, check_name, exists, lock, read_facts, record_failure
 from dials_mpi.runs.metrics import cut_back
 from dials_mpi.runs.stopping import STOP_FILE, StopFlag, Unfinished
 from dials_mpi.runs.tensorboard import check_installed
@@ -203,7 +203,19 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
             else:
                 check_start(domain)
             resumed = path = None
-            if not arguments.dry_run:
+            if not run_path:
+                new = (arguments.runs or cli.RUNS) / (arguments.name or _default_name(configuration, domain))
+            if arguments.dry_run:
+                if run_path:
+                    step = _newest_checkpoint(run_path, stored)[1].get("step", 0)
+                    print(f"would go on with {run_path} from step {step:,}")
+                elif arguments.name and new.exists():
+                    raise exists(new)
+                else:
+                    print(f"would write {new}")
+                if arguments.max_hours is not None:
+                    print(f"would stop with a checkpoint after {arguments.max_hours:g} h")
+            else:
                 from mpi4py import MPI
 
                 facts = {
@@ -232,8 +244,7 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
                     directory = RunDirectory.reopen(run_path, held, configuration.to_yaml(), step, facts)
                     clear_after(run_path / "checkpoints", step)
                 else:
-                    path = arguments.runs / (arguments.name or _default_name(configuration, domain))
-                    directory = RunDirectory(path, configuration.to_yaml(), facts)
+                    directory = RunDirectory(new, configuration.to_yaml(), facts, or_next=not arguments.name)
                 path = str(directory.path.resolve())
             outcome = configuration.model_dump(mode="json"), resumed, path
         except UserError as error:
@@ -254,18 +265,22 @@ def resume_path(arguments: argparse.Namespace) -> Path | None:
     """The run directory that is to be resumed; None for a new run.
 
     Raises:
-        UserError: `--resume` names no run.
+        UserError: `--resume` names no run, or `--name` is none.
     """
+    if arguments.name is not None:
+        check_name(arguments.name, "--name:")
     if arguments.resume is None:
         return None
     if arguments.resume == "auto":
         if not arguments.name:
             raise UserError("--resume auto: give the run a --name, by which it is found again")
-        path = arguments.runs / arguments.name
+        path = (arguments.runs or cli.RUNS) / arguments.name
         return path if (path / "config.yaml").exists() else None
     path = Path(arguments.resume)
     if arguments.name:
         raise UserError(f"--name: the run {path} has its name already; leave it out")
+    if arguments.runs:
+        raise UserError(f"--runs: {arguments.runs} is of no use: --resume {path} says where the run is; leave it out")
     if not (path / "config.yaml").is_file():
         raise UserError(f"--resume: {path} is no run directory: it has no config.yaml")
     return path
@@ -347,7 +362,9 @@ def _check_together(configuration: Configuration, domain: Domain) -> None:
 
 def _default_name(configuration: Configuration, domain: Domain) -> str:
     time_stamp = time.strftime("%Y%m%d-%H%M%S")
-    return f"{domain.name}-{configuration.agents}-{configuration.mode}-seed{configuration.seed}-{time_stamp}"
+    name = f"{domain.name}-{configuration.agents}-{configuration.mode}-seed{configuration.seed}-{time_stamp}"
+    check_name(name, f"--name: none is given, and for {configuration.env}")
+    return name
 
 
 def _dry_run(comm, configuration: Configuration, domain: Domain, layout: Layout, cores: int) -> None:

@@ -6,7 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -16,7 +19,9 @@ import torch
 import yaml
 from conftest import SMALL, SMALL_TRAFFIC, wait_for
 
+from dials_mpi.errors import UserError
 from dials_mpi.runs.clock import PHASES
+from dials_mpi.runs.directory import RunDirectory, check_name
 from dials_mpi.runs.metrics import read_metrics
 from dials_mpi.runs.policies import load_policies
 
@@ -76,7 +81,19 @@ def test_help_imports_neither_torch_nor_mpi(command_line):
             ["--env", "traffic", "--set", "domain.backend=x"],
             "domain.backend: 'x': Input should be 'libsumo' or 'traci'",
         ),
-        (["--env", "warehouse", "--config", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
+        (
+            ["--env", "warehouse", "--config", "none.yaml"],
+            "--config: none.yaml: cannot be read: No such file or directory; shipped are traffic, traffic_large, "
+            "traffic_paper, warehouse, warehouse_paper",
+        ),
+        (["--env", "warehouse", "--name", "../a"], "--name: '../a' is no name for a run"),
+        (["--env", "warehouse", "--name="], "--name: '' is no name for a run"),
+        (["--env", "warehouse", "--name=../a", "--resume=auto"], "--name: '../a' is no name for a run"),
+        (["--env", "warehouse", "--name=../a", "--dry-run"], "--name: '../a' is no name for a run"),
+        (
+            ["--resume=runs/x", "--runs=elsewhere"],
+            "--runs: elsewhere is of no use: --resume runs/x says where the run is; leave it out",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command_line, arguments, message):
@@ -123,6 +140,129 @@ def test_existing_run_directory_is_refused_and_untouched(command_line):
     assert result.returncode == 2
     assert [file.name for file in folder.iterdir()] == ["config.yaml"]
     assert (folder / "config.yaml").read_text() == "precious"
+
+
+def test_a_run_that_is_called_like_a_half_made_one_is_left_alone(command_line):
+    folder = command_line.folder / "runs" / "a.new"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("precious")
+    result = command_line("--env=warehouse", "--name=a", "--set=checkpoint.boundary_seconds=0", "--max-hours=0", *SMALL)
+    assert result.returncode == 75, result.stderr
+    assert (folder / "metrics.jsonl").read_text() == "precious"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["a", "a.new"], "nothing half-made is left"
+
+
+def test_a_run_directory_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    monkeypatch.setattr("dials_mpi.runs.directory.lock", Path.read_text)  # of a directory: an error as from a full disk
+    with pytest.raises(UserError, match=rf"{runs}: cannot be written \(Is a directory\); choose another --runs folder"):
+        RunDirectory(runs / "a", "env: warehouse\n", {})
+    assert list(runs.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file: cannot be written \(File exists\)"):
+        RunDirectory(tmp_path / "file" / "a", "env: warehouse\n", {})
+
+
+def test_a_run_directory_is_open_to_whom_the_mode_mask_lets_in(tmp_path):
+    before = os.umask(0o027)
+    try:
+        RunDirectory(tmp_path / "runs" / "a", "env: warehouse\n", {})
+    finally:
+        os.umask(before)
+    for folder in ("runs", "runs/a", "runs/a/influence"):
+        assert (tmp_path / folder).stat().st_mode & 0o777 == 0o750, folder
+
+
+@pytest.mark.parametrize("or_next", [False, True])
+def test_of_runs_made_at_once_each_has_its_own_directory(tmp_path, or_next):
+    """None is half-made, whoever comes first; one that was named is refused to all others."""
+    path, several = tmp_path / "runs" / "a", 8
+    together = threading.Barrier(several)
+
+    def make(number):
+        together.wait()
+        try:
+            return RunDirectory(path, f"seed: {number}\n", {"number": number}, or_next).path
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(several) as pool:
+        made = list(pool.map(make, range(several)))
+    names = [f"a-{number}" if number > 1 else "a" for number in range(1, several + 1)] if or_next else ["a"]
+    assert sorted(folder.name for folder in path.parent.iterdir()) == names
+    mine = {folder: number for number, folder in enumerate(made) if isinstance(folder, Path)}
+    assert sorted(folder.name for folder in mine) == names
+    for folder, number in mine.items():
+        assert (folder / "config.yaml").read_text() == f"seed: {number}\n"
+        assert json.loads((folder / "run.json").read_text())["number"] == number
+    refused = f"{path}: this run directory exists already; choose another --name, or move it away"
+    assert [text for text in made if isinstance(text, str)] == ([] if or_next else [refused] * (several - 1))
+
+
+def test_a_new_run_takes_no_name_that_is_there(tmp_path):
+    """Not even that of an empty directory, which a renaming would replace, or of a file or a broken link."""
+    for kind in ("folder", "file", "link"):
+        path = tmp_path / kind / "a"
+        path.parent.mkdir()
+        {"folder": path.mkdir, "file": path.touch, "link": lambda path=path: path.symlink_to("nowhere")}[kind]()
+        with pytest.raises(UserError, match="this run directory exists already"):
+            RunDirectory(path, "", {})
+        assert RunDirectory(path, "", {}, or_next=True).path == path.with_name("a-2")
+        assert RunDirectory(path, "", {}, or_next=True).path == path.with_name("a-3")
+
+
+def test_two_runs_without_names_in_one_second_are_both_kept(command_line):
+    """The clock stands still: the name is from a second that others have, too."""
+    (command_line.folder / "sitecustomize.py").write_text(
+        "import time\nstrftime = time.strftime\n"
+        "time.strftime = lambda form, *more: '20260101-000000' if form == '%Y%m%d-%H%M%S' else strftime(form, *more)\n"
+    )
+    command_line.environment["PYTHONPATH"] += f":{command_line.folder}"
+    arguments = ["--env=ring:Ring", "--agents=2", *RING, "--set=checkpoint.boundary_seconds=0", "--max-hours=0"]
+    name = "ring-2-dials-seed0-20260101-000000"
+    for expected in (name, f"{name}-2"):
+        result = command_line(*arguments)
+        assert result.returncode == 75, result.stderr
+        assert result.stdout.splitlines()[-1] == f"results in runs/{expected}"
+        assert f"go on with --resume runs/{expected} --env ring:Ring\n" in result.stdout
+    assert sorted(path.name for path in (command_line.folder / "runs").iterdir()) == [name, f"{name}-2"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", ".hidden", "-x", "+x", "a/b", "/a", "../a", "a b", "a\nb", "a\tb", "a\x1b[31m", "a\\b", "a$b", "ä",
+     "a*", "~", "'a'", "a" * 201],
+)  # fmt: skip
+def test_what_no_run_can_be_called_is_named_with_the_rule(name):
+    with pytest.raises(UserError) as error:
+        check_name(name, "--name:")
+    assert str(error.value) == (
+        f"--name: {name!r} is no name for a run: one has up to 200 of a-z, A-Z, 0-9 and ._+=,@-, and begins with a "
+        "letter, a digit or _"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["warehouse_2x2_17", "NAME_F100000_seed3", "warehouse-4-dials-seed0-20260101-000000-2", "a", "7", "_", "a.new",
+     "a..b", "lr=1e-3,clip=0.2", "x@y+z", "a" * 200],
+)  # fmt: skip
+def test_what_runs_are_called_is_accepted(name):
+    check_name(name, "--name:")
+
+
+def test_a_domain_whose_name_makes_none_asks_for_one(command_line):
+    (command_line.folder / "mine.py").write_text("from ring import Ring\nclass Mine(Ring):\n    name = '../mine'\n")
+    arguments = ["--env=mine:Mine", "--agents=2", *RING, "--set=checkpoint.boundary_seconds=0", "--max-hours=0"]
+    result = command_line(*arguments)
+    assert result.returncode == 2
+    line = one_line(result)
+    assert line.startswith("dials_mpi: --name: none is given, and for mine:Mine '../mine-2-dials-seed0-")
+    assert "' is no name for a run: one has" in line
+    assert not (command_line.folder / "runs").exists()
+    assert not (command_line.folder / "mine").exists()
+    assert command_line(*arguments, "--name=r").returncode == 75
+    assert command_line("--resume=runs/r", "--env=mine:Mine", "--max-hours=0").returncode == 75
 
 
 def test_read_only_folder_is_refused(command_line):
@@ -249,6 +389,24 @@ def test_dry_run_prints_the_plan_and_writes_nothing(command_line):
     for text in (*plan, *phases, "of the time of all cores is learning", "what limits:"):
         assert text in result.stdout
     assert list(command_line.folder.iterdir()) == []
+
+
+def test_a_dry_run_says_what_a_run_with_its_options_would_do(command_line):
+    arguments = ["--env=ring:Ring", "--agents=2", *RING]
+    dry = command_line(*arguments, "--dry-run", "--runs=there", "--name=r", "--max-hours=1.5")
+    assert dry.returncode == 0, dry.stderr
+    assert "would write there/r\nwould stop with a checkpoint after 1.5 h\n" in dry.stdout
+    assert list(command_line.folder.iterdir()) == []
+
+    assert command_line(*arguments, "--name=r", "--set=checkpoint.boundary_seconds=0", "--max-hours=0").returncode == 75
+    before = {file: file.read_bytes() for file in command_line.folder.rglob("*") if file.is_file()}
+    dry = command_line("--resume=runs/r", "--env=ring:Ring", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "would go on with runs/r from step 0\n" in dry.stdout
+    dry = command_line(*arguments, "--name=r", "--dry-run")
+    assert dry.returncode == 2
+    assert one_line(dry).startswith("dials_mpi: runs/r: this run directory exists already")
+    assert before == {file: file.read_bytes() for file in command_line.folder.rglob("*") if file.is_file()}
 
 
 def test_an_exception_on_one_rank_ends_the_job_with_one_message(command_line):

@@ -1,13 +1,16 @@
 """A run directory: everything needed to analyse and report a run, without MPI."""
 
+import errno
 import fcntl
 import json
 import os
 import platform
-import shutil
+import re
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -22,12 +25,17 @@ _PACKAGES = ("dials_mpi", "numpy", "torch", "mpi4py", "h5py", "pydantic", "eclip
 class RunDirectory:
     """`runs/<name>/` with `config.yaml`, `run.json`, metrics, datasets and policies.
 
+    Args:
+        path: of the directory, which does not exist yet.
+        configuration_yaml: for `config.yaml`.
+        facts: for `run.json`, beside what every run writes there.
+        or_next: if the directory exists, take the next free name instead: NAME-2, NAME-3 and so on.
+
     Raises:
         UserError: the directory exists already, or cannot be created or written.
     """
 
-    def __init__(self, path: Path, configuration_yaml: str, facts: dict[str, Any]):
-        self.path = path
+    def __init__(self, path: Path, configuration_yaml: str, facts: dict[str, Any], or_next: bool = False):
         self._facts = {
             "state": "running",
             "started": _now(),
@@ -37,23 +45,21 @@ class RunDirectory:
             "git_revision": git_revision(),
             **facts,
         }
-        new = path.with_name(f"{path.name}.new")  # renamed when it is whole: a run that dies here leaves none behind
+        names = [path.name, *(f"{path.name}-{number}" for number in range(2, 1000) if or_next)]
         try:
-            if path.exists():
-                raise FileExistsError
-            shutil.rmtree(new, ignore_errors=True)
-            (new / self.influence.name).mkdir(parents=True)
-            (new / "config.yaml").write_text(configuration_yaml, encoding="utf-8")
-            _write_facts(new, self._facts)
-            new.rename(path)
-            self._lock = lock(path)
-        except FileExistsError:
-            raise UserError(
-                f"{path}: this run directory exists already; choose another --name, or move it away"
-            ) from None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Renamed when it is whole: a run that dies here leaves none behind. The folder around it, whose name no run
+            # can have, keeps this attempt apart from others; what is inside has the mode bits that are usual here.
+            with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent, ignore_cleanup_errors=True) as folder:
+                self.path = Path(folder) / path.name
+                self.influence.mkdir(parents=True)
+                (self.path / "config.yaml").write_text(configuration_yaml, encoding="utf-8")
+                _write_facts(self.path, self._facts)
+                self._lock = lock(self.path)
+                self.path = _rename_to_first_free(self.path, [path.with_name(name) for name in names])
         except OSError as error:
             raise UserError(
-                f"{error.filename or path}: cannot be written ({error.strerror}); choose another --runs folder"
+                f"{path.parent}: cannot be written ({error.strerror}); choose another --runs folder"
             ) from None
 
     @classmethod
@@ -102,6 +108,40 @@ class RunDirectory:
         ended = {"state": "stopped", "stopped_by": stopped_by} if stopped_by else {"state": "finished"}
         self.update(**ended, ended=_now(), summary=summary)
         self._lock.close()
+
+
+def check_name(name: str, origin: str) -> None:
+    """Refuses what no run may be called: names that lead elsewhere, are hidden, or that a shell would take apart.
+
+    Args:
+        origin: of the name, for people; the line begins with it.
+
+    Raises:
+        UserError: naming the rule.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+=,@-]{0,199}", name):
+        raise UserError(
+            f"{origin} {name!r} is no name for a run: one has up to 200 of a-z, A-Z, 0-9 and ._+=,@-, and begins "
+            "with a letter, a digit or _"
+        )
+
+
+def exists(path: Path) -> UserError:
+    """What is wrong with a new run in a directory that is there."""
+    return UserError(f"{path}: this run directory exists already; choose another --name, or move it away")
+
+
+def _rename_to_first_free(new: Path, candidates: Sequence[Path]) -> Path:
+    """Renames a directory to the first of these paths that is free, also from what others make at the same time."""
+    for path in candidates:
+        if path.exists():
+            continue
+        try:
+            return new.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+    raise exists(candidates[0])
 
 
 def lock(path: Path, patience: float = 0.0) -> IO:
