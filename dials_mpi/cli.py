@@ -9,8 +9,9 @@ from typing import Any
 
 from dials_mpi import __version__
 from dials_mpi.config import MODES, load_yaml, parse_override
+from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import launched_rank
-from dials_mpi.simulators.registry import BUILT_IN
+from dials_mpi.simulators.registry import BUILT_IN, shipped_configurations
 
 EXIT_USAGE = 2
 RUNS = Path("runs")
@@ -31,7 +32,7 @@ examples:
   mpirun -n 5 python -m dials_mpi --env warehouse               4 agents, each on a rank of its own
   mpirun -n 3 python -m dials_mpi --env warehouse --agents 25   25 agents on 2 ranks, beside the coordinator
   mpirun -n 5 python -m dials_mpi --env traffic                 4 traffic lights in SUMO
-  mpirun -n 26 python -m dials_mpi --config configs/traffic_large.yaml   25 of them, with the settings for many
+  mpirun -n 26 python -m dials_mpi --config traffic_large       25 of them, with the settings for many
   python -m dials_mpi --env warehouse --set ppo.learning_rate=1e-3 --set evaluation.episodes=100
   python -m dials_mpi --env my_package.my_module:MyDomain --agents 9
   mpirun -n 5 python -m dials_mpi --resume runs/NAME            goes on where runs/NAME was stopped
@@ -61,6 +62,16 @@ examples:
 Exit codes: 0 done, 2 bad input."""
 
 
+ENV_HELP = (
+    f"domain: {', '.join(BUILT_IN)}, or your own as package.module:ClassName, looked for on Python's path and in the "
+    "current directory. Runs and files that name your own count only if it is named here, too"
+)
+CONFIG_HELP = (
+    "YAML file laid over the domain's own configuration, or the name of a shipped one, as traffic_large; can be "
+    "repeated, later ones win"
+)
+
+
 class _Parser(argparse.ArgumentParser):
     def print_help(self, file=None):
         """Once, not once a rank."""
@@ -82,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("--env", help=f"domain: {', '.join(BUILT_IN)}, or your own as package.module:ClassName")
+    p.add_argument("--env", help=ENV_HELP)
     p.add_argument(
         "--mode",
         choices=MODES,
@@ -92,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--agents", type=int, metavar="N", help="number of agents (default: ranks - 1; 4 in one process)")
     p.add_argument("--steps", type=int, metavar="N", help="training steps per agent (default: 1,000,000)")
     p.add_argument("--seed", type=int, metavar="N", help="one seed for everything (default: 0)")
-    p.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the domain's own configuration")
+    p.add_argument("--config", action="append", default=[], metavar="FILE", help=CONFIG_HELP)
     p.add_argument(
         "--set",
         action="append",
@@ -138,6 +149,7 @@ def evaluation_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     p.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    add_env(p)
     which = p.add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="policies of the best evaluation, instead of the last")
     which.add_argument(
@@ -164,6 +176,15 @@ def evaluation_parser() -> argparse.ArgumentParser:
     return p
 
 
+def add_env(parser: argparse.ArgumentParser) -> None:
+    """The argument `env` of programs that read a run and build its domain."""
+    parser.add_argument(
+        "--env",
+        help="the run's domain, to be named if it is your own, package.module:ClassName: no file chooses code to "
+        "import. Looked for on Python's path and in the current directory",
+    )
+
+
 def at_least(lowest: int) -> Callable[[str], int]:
     """An argparse type: integers from `lowest` on."""
 
@@ -186,11 +207,24 @@ def number(lowest: float) -> Callable[[str], float]:
     return finite
 
 
+def _configuration_file(name: str) -> Path:
+    """The file of that path or, if there is none, the shipped configuration of that name."""
+    shipped = shipped_configurations()
+    if name in shipped and not Path(name).is_file():
+        return shipped[name]
+    if not Path(name).exists():
+        raise UserError(
+            f"--config: {name}: cannot be read: No such file or directory; shipped are {', '.join(shipped)}"
+        )
+    return Path(name)
+
+
 def layers(arguments: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """The configuration layers that the command line asks for, with where each comes from."""
     result = []
-    if arguments.config:
-        result.append((str(arguments.config), load_yaml(arguments.config)))
+    for name in arguments.config:
+        file = _configuration_file(name)
+        result.append((str(file), load_yaml(file)))
     for key in ("env", "mode", "agents", "steps", "seed"):
         value = getattr(arguments, key)
         if value is not None:

@@ -200,21 +200,39 @@ class Configuration(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def resolve(layers: list[tuple[str, dict[str, Any]]], default_agents: int) -> Configuration:
+def resolve(
+    layers: list[tuple[str, dict[str, Any]]], default_agents: int, named_env: str | None = None
+) -> Configuration:
     """Merges layers of nested mappings into a checked configuration.
+
+    Layers may come from anybody's files, so they do not choose code to be imported: a domain that is not built in is
+    used only if it is `named_env` as well.
 
     Args:
         layers: (where the values come from, values), later ones win. The domain's own file is put beneath them.
         default_agents: N if no layer says.
+        named_env: the domain that the user names, on the command line or as an argument. The layers must come to it.
 
     Raises:
-        UserError: unknown keys, wrong types, values out of range: each named with its place, in one line.
+        UserError: unknown keys, wrong types, values out of range: each named with its place, in one line. Another
+            domain than `named_env`, or one that is not built in without it.
     """
-    env = next((values["env"] for _, values in reversed(layers) if values.get("env") is not None), None)
+    origin, env = next(
+        ((origin, values["env"]) for origin, values in reversed(layers) if values.get("env") is not None), ("", None)
+    )
     if env is None:
         raise UserError(f"env: no domain given; try --env {' or --env '.join(registry.BUILT_IN)}")
     if not isinstance(env, str):
         raise UserError(f"env: {env!r} is no name; try --env {' or --env '.join(registry.BUILT_IN)}")
+    if named_env not in (None, env):
+        raise UserError(
+            f"env: it is {env!r} in {_place(origin, ('env',))}, not {named_env!r}; the two must be the same"
+        )
+    if named_env is None and ":" in env:
+        raise UserError(
+            f"env: {_place(origin, ('env',))} names {env!r}, and only who starts the program chooses code to import; "
+            f"add --env {env!r} if you trust it"
+        )
     domain_settings = registry.domain_class(env).Settings
     file = registry.configuration_file(env)
     layers = [(str(file), load_yaml(file)), *layers] if file else layers
@@ -230,7 +248,7 @@ def resolve(layers: list[tuple[str, dict[str, Any]]], default_agents: int) -> Co
 
 
 def from_values(values: dict[str, Any]) -> Configuration:
-    """A configuration from all its values, as `model_dump` gives them."""
+    """A configuration from all its values, as `model_dump` gives them: of one that `resolve` has accepted."""
     return _schema(registry.domain_class(values["env"]).Settings).model_validate(values)
 
 

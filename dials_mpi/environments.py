@@ -30,7 +30,7 @@ def _domain(env: str, agents: int, settings: Mapping[str, Any] | None) -> Domain
         if not isinstance(name, str):
             raise UserError(f"settings: {name!r} is no name of a setting")
     layers = [("the caller", {"env": env, "agents": _integer("agents", agents), "domain": dict(settings or {})})]
-    configuration = resolve(layers, agents)
+    configuration = resolve(layers, agents, env)
     return make_domain(configuration.env, configuration.agents, configuration.domain)
 
 

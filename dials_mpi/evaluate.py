@@ -31,9 +31,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.out:  # before the work
         _check_writable(arguments.out, run.path)
     stored = [(str(run.path / "config.yaml"), run.configuration)]
-    trained_on = resolve(stored, 1)
+    trained_on = resolve(stored, 1, arguments.env)
     trained_domain = make_domain(trained_on.env, trained_on.agents, trained_on.domain)
-    c = resolve([*stored, *_changes(arguments)], 1)
+    c = resolve([*stored, *_changes(arguments)], 1, arguments.env)
     domain = make_domain(c.env, c.agents, c.domain)
     _check_same_sizes(trained_domain, domain)
 

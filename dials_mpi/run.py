@@ -25,7 +25,7 @@ from dials_mpi.runs.stopping import STOP_FILE, StopFlag, Unfinished
 from dials_mpi.runs.tensorboard import check_installed
 from dials_mpi.simulators.conformance import check_domain, check_start
 from dials_mpi.simulators.interface import Domain
-from dials_mpi.simulators.registry import BUILT_IN, make_domain
+from dials_mpi.simulators.registry import BUILT_IN, env_option, make_domain
 
 _AGENTS_IN_ONE_PROCESS = 4
 _PATIENCE = 150.0
@@ -119,7 +119,9 @@ def _work(
     except Unfinished as asked:
         stopped_by, code = str(asked), cli.EXIT_UNFINISHED
         if record:
-            record.progress.say(f"stopped by {asked}; go on with --resume {directory.path}")
+            record.progress.say(
+                f"stopped by {asked}; go on with --resume {directory.path}{env_option(configuration.env)}"
+            )
     summary = session.close(min(cores, comm.size * threads), stopped_by)  # others than these it cannot use
     if summary:
         print(format_summary(summary))
@@ -186,15 +188,15 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
                 values = [(str(file), load_yaml(file))]
                 if "env" not in values[0][1]:
                     raise UserError(f"{file}: no configuration of a run: it has no env; restore it")
-                stored = resolve(values, defaults)
+                stored = resolve(values, defaults, arguments.env)
                 # What follows from the steps that the run was made with does not follow from those of now.
                 made = (str(file), {"ppo": {"anneal_steps": stored.ppo.anneal_steps}})
                 # With auto the command line stands for itself, as it did when the run was started.
                 before = [made] if arguments.resume == "auto" else [*values, made]
-                configuration = resolve([*before, *layers], defaults)
+                configuration = resolve([*before, *layers], defaults, stored.env)
                 refuse_changes(stored, configuration, run_path)
             else:
-                configuration = resolve(layers, defaults)
+                configuration = resolve(layers, defaults, arguments.env)
             domain = make_domain(configuration.env, configuration.agents, configuration.domain)
             layout = _layout(configuration, domain, comm.size, cores)
             _check_together(configuration, domain)
@@ -331,7 +333,7 @@ def _newest_checkpoint(path: Path, stored: Configuration) -> tuple[str | None, d
         values = manifest["configuration"]
         if values["ppo"].get("anneal_steps") is None:  # of a version that left it open
             values = {**values, "ppo": {**values["ppo"], "anneal_steps": stored.ppo.anneal_steps}}
-        made_with = resolve([(str(checkpoint / MANIFEST), values)], stored.agents)
+        made_with = resolve([(str(checkpoint / MANIFEST), values)], stored.agents, stored.env)
         if changes := _changes(made_with, stored):
             raise UserError(
                 f"--resume: {path / 'config.yaml'} is not what {checkpoint} was made with ({changes}); restore it, or "

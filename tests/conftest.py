@@ -137,10 +137,11 @@ def without_packages(folder: Path, *names: str) -> str:
     return os.pathsep.join([str(hidden), str(TESTS.parent)])
 
 
-def tool(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    """Runs `tools/NAME` as users do."""
+def tool(name: str, *arguments: object, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    """Runs `tools/NAME` as users do, in `folder`."""
     return subprocess.run(
         [sys.executable, str(TESTS.parent / "tools" / name), *map(str, arguments)],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(TESTS.parent), **environment},
         capture_output=True,
         text=True,

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import re
 import zlib
 
 import numpy as np
 import pytest
 import yaml
 
+from dials_mpi import cli
 from dials_mpi.algorithms.plan import evaluation_at, plan, updates_per_unit
 from dials_mpi.config import load_yaml, parse_override, resolve
 from dials_mpi.errors import UserError
@@ -15,7 +17,13 @@ from dials_mpi.parallel.launcher import check_size, launched_rank, launched_size
 from dials_mpi.parallel.layout import Layout, choose_layout
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel, logistic, uniform
-from dials_mpi.simulators.registry import BUILT_IN, configuration_file, domain_class, make_domain
+from dials_mpi.simulators.registry import (
+    BUILT_IN,
+    configuration_file,
+    domain_class,
+    make_domain,
+    shipped_configurations,
+)
 from dials_mpi.streams import stream, streams, torch_seed
 
 
@@ -76,6 +84,57 @@ def test_later_layers_win_key_by_key():
     )
     assert (c.ppo.copies, c.ppo.learning_rate, c.agents) == (3, 0.5, 9)
     assert c.ppo.epochs == configuration().ppo.epochs, "what nobody says comes from the domain's own file"
+
+
+def test_files_are_laid_over_each_other_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text("env: warehouse\nseed: 1\nppo:\n  copies: 3\n  clip: 0.3\n")
+    (tmp_path / "b.yaml").write_text("ppo:\n  clip: 0.4\n\n  epochs: 2\n")
+
+    def resolved(*arguments):
+        return resolve(cli.layers(cli.parser().parse_args(arguments)), 4)
+
+    c = resolved("--config", "a.yaml", "--config", "b.yaml")
+    assert (c.seed, c.ppo.copies, c.ppo.clip, c.ppo.epochs) == (1, 3, 0.4, 2)
+    c = resolved("--config=b.yaml", "--set=ppo.epochs=5", "--config=a.yaml", "--seed=7")
+    assert (c.seed, c.ppo.copies, c.ppo.clip, c.ppo.epochs) == (7, 3, 0.3, 5), "the command line comes last"
+    (tmp_path / "b.yaml").write_text("ppo:\n  clip: 0.4\n\n  epochs: none\n")
+    with pytest.raises(UserError, match=r"ppo.epochs: 'none': .* \(b.yaml, line 4\)"):
+        resolved("--config=a.yaml", "--config=b.yaml")
+    (tmp_path / "a.yaml").write_text("env: warehouse\nseed: 1\nppo:\n  copies: 3\n  clip: 3\n")
+    (tmp_path / "b.yaml").write_text("ppo:\n  epochs: 2\n")
+    with pytest.raises(UserError, match=r"ppo.clip: 3: .* \(a.yaml, line 5\)"):
+        resolved("--config=a.yaml", "--config=b.yaml")
+
+
+def test_shipped_configurations_are_found_by_name_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def resolved(*arguments):
+        return resolve(cli.layers(cli.parser().parse_args(arguments)), 4)
+
+    for name, file in shipped_configurations().items():
+        assert resolved(f"--config={name}") == resolve([(str(file), load_yaml(file))], 4), name
+    assert set(shipped_configurations()) == {
+        "traffic", "traffic_large", "traffic_paper", "warehouse", "warehouse_paper",
+    }  # fmt: skip
+    c = resolved("--config=traffic_large", "--config=traffic_paper")
+    assert (c.ppo.copies, c.ppo.rollout_length, c.steps) == (1, 128, 4_000_000)
+    (tmp_path / "traffic").mkdir()  # no file
+    assert resolved("--config=traffic").env == "traffic"
+    (tmp_path / "traffic_large").write_text("env: warehouse\n")  # one's own comes first
+    assert resolved("--config=traffic_large").env == "warehouse"
+    for unknown in ("traffic_huge", "traffic_paper.yaml", "nowhere/traffic_paper"):
+        with pytest.raises(
+            UserError, match=rf"--config: {unknown}: .*; shipped are traffic, traffic_large, traffic_paper"
+        ):
+            resolved(f"--config={unknown}")
+
+
+def test_the_examples_in_the_help_name_what_is_there_for_everybody():
+    named = re.findall(r"--config (\S+)", cli.parser().format_help().partition("examples:")[2])
+    assert named
+    assert set(named) <= set(shipped_configurations())
 
 
 def test_resolved_configuration_reads_back_the_same():

@@ -162,11 +162,11 @@ def test_the_card_says_what_the_policy_earned(small_run, tmp_path):
 
 def test_all_agents_of_a_users_own_domain(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    c = resolve([("test", {"env": "ring:Ring", "policy": {"recurrent_size": 8, "hidden_sizes": []}})], 3)
+    c = resolve([("test", {"env": "ring:Ring", "policy": {"recurrent_size": 8, "hidden_sizes": []}})], 3, "ring:Ring")
     (tmp_path / "config.yaml").write_text(c.to_yaml())
     policy = Policy(range(3), 2, 2, c.policy, seed=7)
     save_policies(tmp_path / "policies.npz", policy.network, 0)
-    assert export_policy.main([".", "--all"]) == 0
+    assert export_policy.main([".", "--all", "--env=ring:Ring"]) == 0
     folder = tmp_path / "exported" / tmp_path.name
     assert len(list(folder.glob("agent_*.pt"))) == 3
     card = json.loads((folder / "agent_0002.json").read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from dials_mpi.algorithms.evaluation import load_policy  # noqa: E402
-from dials_mpi.cli import at_least  # noqa: E402
+from dials_mpi.cli import add_env, at_least  # noqa: E402
 from dials_mpi.config import Configuration, resolve  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.learning.export import FORMATS, PolicyModule, check_format, to_bytes  # noqa: E402
@@ -44,6 +44,7 @@ _EXAMPLE_GAP = 20
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path, metavar="RUN", help="run directory; only read")
+    add_env(p)
     who = p.add_mutually_exclusive_group(required=True)
     who.add_argument("--agent", type=at_least(0), action="append", metavar="I", help="whose policy; can be repeated")
     who.add_argument("--all", action="store_true", help="every agent's")
@@ -72,7 +73,7 @@ def export(arguments: argparse.Namespace) -> None:
     for form in arguments.format:
         check_format(form)
     run = open_run(arguments.run)
-    c = resolve([(str(run.path / "config.yaml"), run.configuration)], 1)
+    c = resolve([(str(run.path / "config.yaml"), run.configuration)], 1, arguments.env)
     domain = make_domain(c.env, c.agents, c.domain)
     agents = range(c.agents) if arguments.all else arguments.agent
     if max(agents) >= c.agents:

@@ -31,7 +31,7 @@ from dials_mpi.simulators.traffic.handcoded import FixedTime  # noqa: E402
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="run directory")
-    parser.add_argument("--agents", type=at_least(1), default=4, help="lights, without a run (4)")
+    parser.add_argument("--agents", type=at_least(1), help="lights, without a run (4)")
     parser.add_argument("--copies", type=at_least(1), default=6, help="episodes side by side (6)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="(0)")
     arguments = parser.parse_args()
@@ -44,12 +44,13 @@ def main() -> int:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    layer = {"env": "traffic", "agents": arguments.agents}
+    file, layer = "--agents", {"env": "traffic", "agents": arguments.agents or 4}
     if arguments.run:
-        layer = load_yaml(arguments.run / "config.yaml")
-    c = resolve([(str(arguments.run), layer)], arguments.agents)
-    if c.env != "traffic":
-        raise UserError(f"{arguments.run}: a run on {c.env}, not on traffic")
+        if arguments.agents is not None:
+            raise UserError("--agents: the run has its own number; leave it out")
+        file = arguments.run / "config.yaml"
+        layer = load_yaml(file)
+    c = resolve([(str(file), layer)], 4, "traffic")
     domain = make_domain(c.env, c.agents, c.domain)
     shape = (c.agents, arguments.copies)
     generator = np.random.default_rng(arguments.seed)

@@ -22,7 +22,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         for agents in arguments.agents:
-            c = resolve([("--env", {"env": arguments.env, "agents": agents})], agents)
+            c = resolve([("--env", {"env": arguments.env, "agents": agents})], agents, arguments.env)
             domain = make_domain(c.env, c.agents, c.domain)
             for controller in (*domain.controllers, None):
                 returns = evaluate_controller(domain, controller, arguments.episodes, arguments.seed)

@@ -40,7 +40,7 @@ from dials_mpi.streams import streams  # noqa: E402
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path, nargs="?", help="run directory: its configuration, and its policies")
-    p.add_argument("--env", help="domain, without a run")
+    p.add_argument("--env", help="domain, without a run; of a run only where it is your own, package.module:ClassName")
     p.add_argument("--agents", type=at_least(1), help="number of agents, without a run (4)")
     p.add_argument("--controller", help="random or a hand-coded one, instead of the run's policies")
     p.add_argument("--simulator", choices=("gs", "ls"), default="gs", help="global or local (gs)")
@@ -118,15 +118,15 @@ def _steps(arguments: argparse.Namespace, kind: str, horizon: int) -> range:
 
 def _players(arguments: argparse.Namespace):
     """The domain, and observations [N, 1, O] → actions [N, 1]; None where the GS has a controller."""
-    if (arguments.run is None) == (arguments.env is None):
-        raise UserError("give a run directory or --env, and not both")
+    if arguments.run is None and arguments.env is None:
+        raise UserError("give a run directory or --env")
     if arguments.run:
         if arguments.agents is not None:
             raise UserError("--agents: the run has its own number; leave it out")
         layers = [(str(arguments.run / "config.yaml"), load_yaml(arguments.run / "config.yaml"))]
     else:
         layers = [("--env", {"env": arguments.env, "agents": arguments.agents or 4})]
-    c = resolve(layers, 4)
+    c = resolve(layers, 4, arguments.env)
     domain = make_domain(c.env, c.agents, c.domain)
     if arguments.agent >= c.agents:
         raise UserError(f"--agent: {arguments.agent} is none of 0 to {c.agents - 1}")

@@ -28,11 +28,14 @@ from typing import Any
 
 import numpy as np
 
+from dials_mpi.cli import add_env
+from dials_mpi.errors import UserError
 from dials_mpi.runs import results
 from dials_mpi.runs.offline import Parser, add_runs, run_tool, tell
 from dials_mpi.runs.reading import Run
 from dials_mpi.runs.results import MODE_NAMES, Group
 from dials_mpi.simulators.grid import places
+from dials_mpi.simulators.registry import env_option
 
 NAME = "report"
 _TOOLS = Path(__file__).resolve().parent
@@ -45,6 +48,7 @@ _PLAY_SECONDS = 120
 def parser() -> Parser:
     p = Parser(NAME, __doc__)
     add_runs(p)
+    add_env(p)
     p.add_argument(
         "--out", type=Path, help="file to write (report.html, for a single run inside its directory)", metavar="FILE"
     )
@@ -60,6 +64,11 @@ def parser() -> Parser:
 
 def work(arguments: argparse.Namespace) -> int:
     runs = results.open_runs(arguments.runs)
+    domains = [str(run.configuration["env"]) for run in runs]
+    if arguments.env not in (None, *domains):
+        raise UserError(
+            f"--env: none of the runs is on {arguments.env!r}; there are: {', '.join(sorted(set(domains)))}"
+        )
     groups, notes = results.group_runs(runs)
     notes += [note for group in groups for note in results.shortened_notes(group)]
     tell(NAME, [*notes, *results.state_notes(runs)])
@@ -67,7 +76,7 @@ def work(arguments: argparse.Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     title = _title(groups)
     with ThreadPoolExecutor(1) as beside:
-        episode = beside.submit(_episode, groups, arguments.episode)  # it takes as long as all the rest
+        episode = beside.submit(_episode, groups, arguments.episode, arguments.env)  # it takes as long as all the rest
         body = [
             f"<h1>{_text(title)}</h1>",
             _states(runs),
@@ -116,7 +125,8 @@ def _states(runs: Sequence[Run]) -> str:
         if run.facts.get("failure"):
             text += f" {_text(run.facts['failure'])}."
         if run.state != "running" and (run.path / "checkpoints").is_dir():
-            text += f" Go on with <code>python -m dials_mpi --resume {_text(shlex.quote(str(run.path)))}</code>."
+            text += f" Go on with <code>python -m dials_mpi --resume {_text(shlex.quote(str(run.path)))}"
+            text += f"{_text(env_option(run.configuration['env']))}</code>."
         texts.append(f'<p class="state {run.state}" role="status">{text}</p>')
     return "\n".join(texts)
 
@@ -400,7 +410,7 @@ def _influence(groups: Sequence[Group]) -> str:
     return _section("influence", "Influence", *parts)
 
 
-def _episode(groups: Sequence[Group], how: str) -> str:
+def _episode(groups: Sequence[Group], how: str, env: str | None) -> str:
     """Of the run that has come to the highest return, played in a process of its own: simulators may end theirs."""
     title = "An episode"
     if how == "none":
@@ -419,6 +429,7 @@ def _episode(groups: Sequence[Group], how: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / ("episode.gif" if film else "episode.png")
         command = [sys.executable, str(_TOOLS / "render.py"), str(run.path.resolve()), "--out", str(picture)]
+        command += ["--env", env] if env == run.configuration["env"] else []
         first = min(60, max(0, horizon - _FILM_STEPS))
         last = min(first + _FILM_STEPS, horizon)
         command += ["--first", str(first), "--steps", str(last - first)] if film else ["--at", str(last)]
@@ -470,7 +481,8 @@ def _again(runs: Sequence[Run]) -> str:
         facts = run.facts
         ranks = facts.get("ranks", 1)
         # A resumed run may have been told other things each time; its config.yaml has all that counted in the end.
-        words = f" --config {run.path / 'config.yaml'}" if facts.get("resumed") else _arguments(facts)
+        stored = f" --config {shlex.quote(str(run.path / 'config.yaml'))}{env_option(run.configuration['env'])}"
+        words = stored if facts.get("resumed") else _arguments(facts)
         command = f"{f'mpirun -n {ranks} ' if ranks > 1 else ''}python -m dials_mpi{words}"
         versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
         revision = facts.get("git_revision")

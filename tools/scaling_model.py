@@ -4,7 +4,7 @@
     python tools/scaling_model.py --env warehouse --write costs.json    measures, keeps the costs, predicts
     python tools/scaling_model.py --env warehouse --costs costs.json --agents 25 100 --ranks 3 26 --interval 200000
     python tools/scaling_model.py --check runs/NAME                     predicted against measured, phase by phase
-    python tools/scaling_model.py --config configs/traffic_large.yaml --cluster 64     1,024 and 10,000, each on a core
+    python tools/scaling_model.py --config traffic_large --cluster 64     1,024 and 10,000, each on a core
 
 Columns: ranks, collectors and F of the run; hours; agent-steps per second of all agents; the share of all cores' time
 that is learning; MiB of rank 0, of the owner of the largest block and of the fullest machine; the phase or resource
@@ -30,8 +30,8 @@ one_thread(os.environ)
 from dials_mpi.algorithms.measuring import measure  # noqa: E402
 from dials_mpi.algorithms.plan import most_batches  # noqa: E402
 from dials_mpi.algorithms.scaling import PHASES, Cluster, Costs, Prediction, predict  # noqa: E402
-from dials_mpi.cli import at_least, layers, number  # noqa: E402
-from dials_mpi.config import MODES, Configuration, from_values, resolve  # noqa: E402
+from dials_mpi.cli import CONFIG_HELP, ENV_HELP, at_least, layers, number  # noqa: E402
+from dials_mpi.config import MODES, Configuration, resolve  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.parallel.layout import Layout, choose_layout  # noqa: E402
 from dials_mpi.runs import results  # noqa: E402
@@ -49,10 +49,10 @@ _MANY_AGENTS = (1024, 10_000)
 
 def parser() -> Parser:
     p = Parser(NAME, __doc__)
-    p.add_argument("--env", help=f"domain: {', '.join(BUILT_IN)}, or your own as package.module:ClassName")
+    p.add_argument("--env", help=ENV_HELP)
     p.add_argument("--mode", choices=MODES, help="where agents learn (dials)")
     p.add_argument("--steps", type=at_least(1), metavar="N", help="training steps per agent")
-    p.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the domain's own configuration")
+    p.add_argument("--config", action="append", default=[], metavar="FILE", help=CONFIG_HELP)
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="one setting")
     p.add_argument(
         "--agents", type=at_least(1), nargs="+", metavar="N", help=f"numbers of agents ({_words(_MEASURED_AGENTS)})"
@@ -80,7 +80,9 @@ def parser() -> Parser:
         metavar="N",
         help="numbers of agents that are measured (those of --agents up to 100)",
     )
-    p.add_argument("--check", type=Path, nargs="+", metavar="RUN", help="compare with finished runs")
+    p.add_argument(
+        "--check", type=Path, nargs="+", metavar="RUN", help="compare with finished runs (--env as for evaluate)"
+    )
     p.add_argument(
         "--cluster", type=at_least(1), metavar="CORES", help="1,024 and 10,000 agents on machines with so many cores"
     )
@@ -200,7 +202,7 @@ def _of_run(run: Run, a: argparse.Namespace) -> tuple[Configuration, Layout, Clu
         raise UserError(f"--check: {run.path} is {run.state} and has no closing summary; choose a finished run")
     if run.facts.get("resumed"):
         raise UserError(f"--check: {run.path} was resumed, and its summary is of a part; choose a run in one go")
-    c = from_values(run.configuration)
+    c = resolve([(str(run.path / "config.yaml"), run.configuration)], 1, a.env)
     domain = make_domain(c.env, c.agents, c.domain)
     # More than the ranks could keep busy would make no difference to them.
     cores = -(-results.cores(run) // a.machines)
@@ -233,7 +235,7 @@ def _pairs(run: Run, prediction: Prediction) -> dict[str, tuple[float, float]]:
 
 def _configuration(a: argparse.Namespace, agents: int) -> Configuration:
     named = argparse.Namespace(**{**vars(a), "agents": agents, "seed": None})
-    configuration = resolve(layers(named), agents)
+    configuration = resolve(layers(named), agents, a.env)
     make_domain(configuration.env, configuration.agents, configuration.domain)
     return configuration
 

@@ -1,7 +1,9 @@
-"""Finds the domain that `--env` names."""
+"""Finds the domain that `--env` names, and the configurations that are shipped."""
 
 import importlib
 import inspect
+import shlex
+import sys
 from pathlib import Path
 
 from dials_mpi.errors import UserError
@@ -13,8 +15,15 @@ BUILT_IN = {
 }
 
 
+def env_option(env: str) -> str:
+    """What a command on a run of that domain has to name: ` --env …` for a user's own, else nothing."""
+    return "" if env in BUILT_IN else f" --env {shlex.quote(env)}"
+
+
 def domain_class(env: str) -> type[Domain]:
     """The class behind a built-in name or `package.module:ClassName`.
+
+    A module that is not built in is looked for on Python's path, and then in the current directory.
 
     Raises:
         UserError: unknown name, a module that cannot be imported, a class that is no complete `Domain`.
@@ -24,10 +33,18 @@ def domain_class(env: str) -> type[Domain]:
         raise UserError(
             f"env: {env!r} is no domain; choose {' or '.join(BUILT_IN)}, or give your own as package.module:ClassName"
         )
+    here = str(Path.cwd())
+    if env not in BUILT_IN and here not in sys.path:
+        sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"env: {env!r}: {error}; is the package installed or on PYTHONPATH?") from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"env: {env!r}: {error} on Python's path or in {here}; install its package, or start where it is"
+            ) from error
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"env: {env!r}: importing {module_name} fails ({what})") from error
     cls = getattr(module, class_name, None)
     if not inspect.isclass(cls) or not issubclass(cls, Domain):
         raise UserError(
@@ -64,10 +81,17 @@ def configuration_file(env: str) -> Path | None:
     """The default configuration of a built-in domain; None for a user's own."""
     if env not in BUILT_IN:
         return None
+    if env not in shipped_configurations():
+        raise UserError(
+            f"env: the default configuration {env}.yaml is missing; reinstall the package or give --config FILE"
+        )
+    return shipped_configurations()[env]
+
+
+def shipped_configurations() -> dict[str, Path]:
+    """The files in `configs/` by name, without `.yaml`: of a checkout, or inside an installed wheel."""
     package = Path(__file__).parents[1]
-    for folder in (package.parent / "configs", package / "configs"):  # a checkout, an installed wheel
-        if (folder / f"{env}.yaml").is_file():
-            return folder / f"{env}.yaml"
-    raise UserError(
-        f"env: the default configuration {env}.yaml is missing; reinstall the package or give --config FILE"
-    )
+    for folder in (package.parent / "configs", package / "configs"):
+        if all((folder / f"{env}.yaml").is_file() for env in BUILT_IN):
+            return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    return {}
