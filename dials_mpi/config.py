@@ -166,10 +166,10 @@ MAY_CHANGE = ("steps", "evaluation", "checkpoint", "log", "parallel")
 
 class Configuration(Settings):
     env: str = Field(description="warehouse, traffic, or your own domain as package.module:ClassName")
-    agents: int = Field(ge=1, description="N; default: ranks - 1, or 4 in a single process")
+    agents: int = Field(ge=1, le=2**31 - 1, description="N; default: ranks - 1, or 4 in a single process")
     mode: Literal["dials", "untrained-dials", "gs"] = Field("dials", description="where agents learn")
     seed: int = Field(0, ge=0, le=2**63 - 1)
-    steps: int = Field(1_000_000, ge=1, description="training steps per agent")
+    steps: int = Field(1_000_000, ge=1, le=10**18, description="training steps per agent")
     domain: SerializeAsAny[DomainSettings] = DomainSettings()
     dataset: DatasetSettings = DatasetSettings()
     predictor: PredictorSettings = PredictorSettings()

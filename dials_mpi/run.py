@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from dials_mpi import cli
-from dials_mpi.algorithms.plan import Segment, most_batches, plan
+from dials_mpi.algorithms.plan import Segment, check_counts, most_batches, plan
 from dials_mpi.config import MAY_CHANGE, Configuration, from_values, load_yaml, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.devices import device_of_rank
@@ -198,8 +198,8 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
             else:
                 configuration = resolve(layers, defaults, arguments.env)
             domain = make_domain(configuration.env, configuration.agents, configuration.domain)
-            layout = _layout(configuration, domain, comm.size, cores)
             _check_together(configuration, domain)
+            layout = _layout(configuration, domain, comm.size, cores)
             if arguments.dry_run or configuration.env not in BUILT_IN:  # the tests check what is built in
                 check_domain(domain)
             else:
@@ -351,6 +351,7 @@ def _check_together(configuration: Configuration, domain: Domain) -> None:
         raise UserError(
             f"policy.initial_logits: {len(logits)} numbers for {domain.n_actions} actions; give one for each action"
         )
+    check_counts(configuration, domain.horizon)
     if configuration.mode == "gs":
         return
     if domain.influence is None:

@@ -4,9 +4,13 @@ import math
 from dataclasses import dataclass
 
 from dials_mpi.config import Configuration
+from dials_mpi.errors import UserError
+
+_MOST = 1_000_000
+"""Intervals of a run, and batches of episodes at a time: they are listed, and each takes some milliseconds at least."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of training, of whole units, between two points at which rank 0 needs the policies."""
 
@@ -39,15 +43,7 @@ def plan(configuration: Configuration, horizon: int) -> list[Segment]:
         configuration: of the run.
         horizon: steps per episode.
     """
-    unit = updates_per_unit(configuration, horizon)
-
-    def updates(steps: int) -> int:
-        """Updates that make up at least `steps` steps per agent, in whole episodes."""
-        return unit * -(-steps // (unit * configuration.ppo.rollout_steps))
-
-    total = updates(configuration.steps)
-    evaluations = updates(configuration.evaluation.interval)
-    retraining = updates(configuration.predictor.interval) if configuration.mode == "dials" else total
+    total, evaluations, retraining = _intervals(configuration, horizon)
     starts = sorted({*range(0, total, evaluations), *range(0, total, retraining)})
     collects = {start: configuration.mode == "dials" and start % retraining == 0 for start in starts}
     return [
@@ -59,6 +55,47 @@ def plan(configuration: Configuration, horizon: int) -> list[Segment]:
         )
         for start, end in zip(starts, [*starts[1:], total], strict=True)
     ]
+
+
+def _intervals(configuration: Configuration, horizon: int) -> tuple[int, int, int]:
+    """Updates of the whole run, from evaluation to evaluation, and from AIP training to AIP training."""
+    unit = updates_per_unit(configuration, horizon)
+
+    def updates(steps: int) -> int:
+        """Updates that make up at least `steps` steps per agent, in whole episodes."""
+        return unit * -(-steps // (unit * configuration.ppo.rollout_steps))
+
+    total = updates(configuration.steps)
+    retraining = updates(configuration.predictor.interval) if configuration.mode == "dials" else total
+    return total, updates(configuration.evaluation.interval), retraining
+
+
+def check_counts(configuration: Configuration, horizon: int) -> None:
+    """Refuses what would take for ever even to be listed.
+
+    Raises:
+        UserError: more evaluations, AIP trainings or batches of episodes than anybody can want.
+    """
+    c = configuration
+    total, *intervals = _intervals(c, horizon)
+    for name, interval in zip(("evaluation.interval", "predictor.interval"), intervals, strict=True):
+        if total > _MOST * interval:
+            raise UserError(
+                f"steps: {c.steps:,} steps are {-(-total // interval):,} times {name}, and at most {_MOST:,} are "
+                f"possible; take fewer steps or a longer {name}"
+            )
+    played = {
+        "evaluation.episodes": (c.evaluation.episodes, c.evaluation.copies),
+        "evaluation.handcoded_episodes": (c.evaluation.handcoded_episodes, c.evaluation.copies),
+    }
+    if c.mode == "dials":
+        played["dataset.steps"] = -(-c.dataset.steps // horizon), c.dataset.copies
+    for name, (episodes, copies) in played.items():
+        if episodes > _MOST * copies:
+            raise UserError(
+                f"{name}: {episodes:,} episodes, {copies:,} side by side, are {-(-episodes // copies):,} batches, and "
+                f"at most {_MOST:,} are possible; take fewer {name} or more {name.partition('.')[0]}.copies"
+            )
 
 
 def evaluation_at(configuration: Configuration, horizon: int, updates: int) -> tuple[int, int]:

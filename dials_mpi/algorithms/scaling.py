@@ -7,8 +7,10 @@ ranks that wait because one core is slower than another. Needs neither torch nor
 """
 
 import dataclasses
+import functools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -147,7 +149,7 @@ class Costs:
         """What of a layout is larger or smaller than all that was measured, in words."""
         parts = [("joint steps", self.evaluate, layout.n_agents), ("blocks", self.learn, max(layout.counts()))]
         return [
-            f"{what} of {size} agents from {curve.points[0][0]} to {curve.points[-1][0]}"
+            f"{what} of {size:,} agents from {curve.points[0][0]:,} to {curve.points[-1][0]:,}"
             for what, curve, size in parts
             if not curve.points[0][0] <= size <= curve.points[-1][0]
         ]
@@ -288,27 +290,34 @@ class _Model:
         references = batch_sizes(c.evaluation.handcoded_episodes, c.evaluation.copies)
         for _ in range(costs.controllers):
             # Every batch has a GS of its own.
-            self._evaluate_together(references, costs.reference, setups=-(-len(references) // layout.n_collectors))
+            setups = -(-len(references) // layout.n_collectors)
+            self._evaluate_together(self._shared(references, costs.reference, setups))
         self._gather()
+
+        @functools.cache
+        def learning(updates: int, waiting: float) -> tuple[float, float]:
+            """Seconds of a segment, without and with what rank 0 has to do beside it."""
+            work = own_updates * updates
+            alone = self._span(work)
+            work[0] += waiting
+            return alone, self._span(work)
+
         waiting = 0.0 if segments[0].collection_evaluates else self._alone()
         for segment in segments:
             if segment.round is not None:
-                self._collect()
-                seconds["aip_training"] += self._aip_training()
-            learning = own_updates * len(segment.updates)
-            alone = self._span(learning)
+                for phase, spent in self._collection.items():
+                    seconds[phase] += spent
+            alone, together = learning(len(segment.updates), waiting)
             seconds["learn"] += alone
             if c.mode == "gs":
                 self._act(len(segment.updates))
                 seconds["evaluate"] += waiting  # rank 0 is needed for acting
             else:
-                learning[0] += waiting
-                seconds["evaluate"] += self._span(learning) - alone
+                seconds["evaluate"] += together - alone
             waiting = 0.0
             self._gather()
             if segment.evaluates and (layout.coordinator_works or segment.updates.stop == updates):
-                batches = batch_sizes(c.evaluation.episodes, c.evaluation.copies)
-                self._evaluate_together(batches, costs.evaluate, setups=1)
+                self._evaluate_together(self._evaluation)
             elif segment.evaluates:
                 waiting = self._alone()
         rounds = sum(segment.round is not None for segment in segments)
@@ -340,14 +349,14 @@ class _Model:
         """Seconds until all ranks have done their work, [n_ranks] seconds of a core each."""
         return max(float(max(part.max(), part.sum() / self._cluster.cores)) for part in self._machines(work))
 
-    def _turns(self, batches: Sequence[int]) -> list[dict[int, int]]:
-        """Episodes that each collector plays, by rank, turn by turn."""
-        return [{r: batches[b] for r, b in turn.items()} for turn in self._layout.turns(len(batches))]
+    def _turns(self, batches: Sequence[int]) -> Counter[tuple[tuple[int, int], ...]]:
+        """Which turns there are, as rank and episodes of each collector that plays, and how often."""
+        return Counter(tuple((r, batches[b]) for r, b in turn.items()) for turn in self._layout.turns(len(batches)))
 
-    def _at_play(self, episodes: Mapping[int, int], cost: Curve) -> float:
+    def _at_play(self, turn: tuple[tuple[int, int], ...], cost: Curve) -> float:
         """Seconds of one turn."""
         work = np.zeros(self._layout.n_ranks)
-        for rank, copies in episodes.items():
+        for rank, copies in turn:
             work[rank] = copies * self._costs.horizon * cost(self._layout.n_agents)
         return self._span(work)
 
@@ -358,11 +367,21 @@ class _Model:
             work[rank] = self._costs.setup(self._layout.n_agents)
         return self._span(work)
 
-    def _evaluate_together(self, batches: Sequence[int], cost: Curve, setups: int) -> None:
+    def _evaluate_together(self, seconds: float) -> None:
         """The collectors share batches of episodes, and nobody does anything else."""
-        seconds = setups * self._set_up(len(batches)) + sum(self._at_play(turn, cost) for turn in self._turns(batches))
         self._seconds["evaluate"] += seconds
         self._evaluating += seconds
+
+    def _shared(self, batches: Sequence[int], cost: Curve, setups: int) -> float:
+        """Seconds of batches of episodes that the collectors share."""
+        played = sum(times * self._at_play(turn, cost) for turn, times in self._turns(batches).items())
+        return setups * self._set_up(len(batches)) + played
+
+    @functools.cached_property
+    def _evaluation(self) -> float:
+        """Seconds of an evaluation that the collectors share."""
+        c = self._configuration.evaluation
+        return self._shared(batch_sizes(c.episodes, c.copies), self._costs.evaluate, setups=1)
 
     def _alone(self) -> float:
         """Seconds of an evaluation by rank 0."""
@@ -372,18 +391,21 @@ class _Model:
         self._evaluating += seconds
         return seconds
 
-    def _collect(self) -> None:
+    @functools.cached_property
+    def _collection(self) -> dict[str, float]:
+        """Seconds of a round, by phase."""
         c, costs = self._configuration, self._costs
         batches = batch_sizes(-(-c.dataset.steps // costs.horizon), c.dataset.copies)
-        self._seconds["collect"] += self._set_up(len(batches))
+        seconds = {"collect": self._shared(batches, costs.collect, setups=1), "scatter": 0.0}
         row = costs.horizon * costs.dataset_bytes
-        for turn in self._turns(batches):
-            self._seconds["collect"] += self._at_play(turn, costs.collect)
+        for turn, times in self._turns(batches).items():
             columns = np.zeros(self._layout.n_ranks)
-            columns[list(turn)] = list(turn.values())
+            for rank, episodes in turn:
+                columns[rank] = episodes
             sent = columns * row * self._layout.n_agents
             received = self._counts * row * columns.sum()
-            self._seconds["scatter"] += self._transfer(_DATASET_ARRAYS, sent, received)
+            seconds["scatter"] += times * self._transfer(_DATASET_ARRAYS, sent, received)
+        return {**seconds, "aip_training": self._aip_training()}
 
     def _aip_training(self) -> float:
         """Seconds of a round, if it stops midway between the fewest epochs that `patience` allows and all."""
@@ -400,17 +422,21 @@ class _Model:
         sent[0] = layout.n_agents * costs.rollout_bytes
         received = self._counts * costs.rollout_bytes
         self._seconds["scatter"] += updates * self._transfer(_ROLLOUT_ARRAYS, sent, received)
-        for _ in range(updates - 1):
-            self._gather()
+        self._gather(updates - 1)
 
-    def _gather(self) -> None:
+    def _gather(self, times: int = 1) -> None:
         """Policies to one collector of every machine that has some."""
+        self._gathers += times
+        self._seconds["gather"] += times * self._gathering
+
+    @functools.cached_property
+    def _gathering(self) -> float:
+        """Seconds of a gather."""
         row, layout = self._costs.policy_bytes, self._layout
         hosts = {rank // self._per_machine: rank for rank in reversed(layout.collectors)}
         received = np.zeros(layout.n_ranks)
         received[list(hosts.values())] = layout.n_agents * row
-        self._gathers += 1
-        self._seconds["gather"] += self._transfer(1, self._counts * row * len(hosts), received)
+        return self._transfer(1, self._counts * row * len(hosts), received)
 
     def _transfer(self, calls: int, sent: np.ndarray, received: np.ndarray) -> float:
         """Seconds; bytes [n_ranks]."""
