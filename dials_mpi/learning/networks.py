@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dials_mpi.learning.parameters import parameter_shapes
+
 
 class StackedNetwork:
     """[GRU →] hidden layers → one linear head, for A agents.
@@ -59,21 +61,11 @@ class StackedNetwork:
         self.recurrent_size = recurrent_size
         self._activation, self._differentiable = ACTIVATIONS[activation]
         self._layers = len(hidden_sizes) + 1
-        shapes = {}
-        width = input_size
-        if recurrent_size:
-            shapes["gru.input"] = (width, 3 * recurrent_size)
-            shapes["gru.hidden"] = (recurrent_size, 3 * recurrent_size)
-            shapes["gru.bias"] = (1, 3 * recurrent_size)
-            shapes["gru.bias_new"] = (1, recurrent_size)
-            width = recurrent_size
-        for i, size in enumerate((*hidden_sizes, output_size)):
-            shapes[f"layer{i}.weight"] = (width, size)
-            shapes[f"layer{i}.bias"] = (1, size)
-            width = size
-        self.shapes: dict[str, tuple[int, int]] = shapes
+        self.shapes: dict[str, tuple[int, int]] = parameter_shapes(
+            input_size, recurrent_size, hidden_sizes, output_size
+        )
         """Name and shape of each parameter of one agent, in the order of its row."""
-        size = sum(math.prod(shape) for shape in shapes.values())
+        size = sum(math.prod(shape) for shape in self.shapes.values())
         self.parameters = torch.zeros(self.n_agents, size, device=device) if parameters is None else parameters
         """[A, P] float32. Written in place by optimisers, exchanges and checkpoints."""
         self.gradients = torch.zeros_like(self.parameters)

@@ -1,0 +1,22 @@
+"""Names and shapes of the parameters of one agent's network. Imports no torch, so that rank 0 can ask early."""
+
+from collections.abc import Sequence
+
+
+def parameter_shapes(
+    input_size: int, recurrent_size: int, hidden_sizes: Sequence[int], output_size: int
+) -> dict[str, tuple[int, int]]:
+    """Of [GRU →] hidden layers → one linear head, in the order of an agent's row; sizes as of `StackedNetwork`."""
+    shapes = {}
+    width = input_size
+    if recurrent_size:
+        shapes["gru.input"] = (width, 3 * recurrent_size)
+        shapes["gru.hidden"] = (recurrent_size, 3 * recurrent_size)
+        shapes["gru.bias"] = (1, 3 * recurrent_size)
+        shapes["gru.bias_new"] = (1, recurrent_size)
+        width = recurrent_size
+    for i, size in enumerate((*hidden_sizes, output_size)):
+        shapes[f"layer{i}.weight"] = (width, size)
+        shapes[f"layer{i}.bias"] = (1, size)
+        width = size
+    return shapes
