@@ -133,7 +133,10 @@ def parser() -> argparse.ArgumentParser:
         help="stop with a checkpoint and exit code 75 after H hours (no limit)",
     )
     p.add_argument(
-        "--dry-run", action="store_true", help="print configuration, layout, memory and time estimate; train nothing"
+        "--dry-run",
+        action="store_true",
+        help="print configuration, layout, memory and time estimate, from about a minute's measurements at most; train "
+        "nothing",
     )
     p.add_argument("--version", action="version", version=f"dials_mpi {__version__}")
     return p

@@ -4,24 +4,26 @@ import argparse
 import functools
 import linecache
 import os
-import platform
 import sys
 import time
 from pathlib import Path
 
 from dials_mpi import cli
+from dials_mpi.algorithms.memory import lacking
 from dials_mpi.algorithms.plan import Segment, check_counts, most_batches, plan
 from dials_mpi.config import MAY_CHANGE, Configuration, from_values, load_yaml, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.devices import device_of_rank
 from dials_mpi.parallel.failure import AbortOnException
 from dials_mpi.parallel.layout import Layout, choose_layout
+from dials_mpi.parallel.machines import Machines, look_around
 from dials_mpi.parallel.waiting import barrier
 from dials_mpi.runs.checkpoint import MANIFEST, clear_after, newest_whole
 from dials_mpi.runs.clock import Clock, format_summary
 from dials_mpi.runs.directory import RunDirectory, check_name, exists, lock, read_facts, record_failure
 from dials_mpi.runs.metrics import cut_back
-from dials_mpi.runs.stopping import STOP_FILE, StopFlag, Unfinished
+from dials_mpi.runs.progress import clock_time
+from dials_mpi.runs.stopping import STOP_FILE, EndedBySignals, StopFlag, Unfinished
 from dials_mpi.runs.tensorboard import check_installed
 from dials_mpi.simulators.conformance import check_domain, check_start
 from dials_mpi.simulators.interface import Domain
@@ -46,18 +48,19 @@ def run(comm, arguments: argparse.Namespace) -> int:
         UserError: bad input; on every rank alike.
     """
     clock = Clock()
-    with AbortOnException(comm, clock) as guard, StopFlag(arguments.max_hours) as stop:
+    stopping = EndedBySignals() if arguments.dry_run else StopFlag(arguments.max_hours)
+    with AbortOnException(comm, clock) as guard, stopping as stop:
         with clock("start"):
-            cores = _cores(comm)
+            machines = look_around(comm)
             try:
                 device = device_of_rank(comm, arguments.device)
-                outcome = _agree(comm, arguments, cores)
+                outcome = _agree(comm, arguments, machines, device)
             except UserError as error:
                 outcome = error
         if isinstance(outcome, int):
             return outcome
         if not isinstance(outcome, UserError):
-            return _work(comm, clock, guard, stop, cores, device, *outcome)
+            return _work(comm, clock, guard, stop, machines.cores, device, *outcome)
     raise outcome
 
 
@@ -70,19 +73,15 @@ def _work(
     device: str,
     values: dict,
     resumed: tuple[str | None, dict] | None,
-    path: str | None,
+    path: str,
     directory: RunDirectory | None,
 ) -> int:
     with clock("start"):
-        if path:
-            guard.record = functools.partial(record_failure, Path(path), comm.rank)
+        guard.record = functools.partial(record_failure, Path(path), comm.rank)
         configuration = from_values(values)
         domain = make_domain(configuration.env, configuration.agents, configuration.domain)
-        domain.scratch = Path(path) / "scratch" if path else None
+        domain.scratch = Path(path) / "scratch"
         layout = _layout(configuration, domain, comm.size, cores)
-        if path is None:
-            _dry_run(comm, configuration, domain, layout, cores)
-            return 0
 
         import torch
 
@@ -151,13 +150,6 @@ def _check_datasets(path: Path, configuration: Configuration, rounds: int) -> No
             print(f"dials_mpi: {file}: not there; goes on without its earlier rounds", file=sys.stderr, flush=True)
 
 
-def _cores(comm) -> int:
-    """Cores that the ranks of `comm` may use together, on all their machines."""
-    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    barrier(comm)
-    return len({(host, core) for host, cores in comm.allgather((platform.node(), list(mine))) for core in cores})
-
-
 def _layout(configuration: Configuration, domain: Domain, n_ranks: int, cores: int) -> Layout:
     return choose_layout(
         configuration.agents,
@@ -169,13 +161,13 @@ def _layout(configuration: Configuration, domain: Domain, n_ranks: int, cores: i
     )
 
 
-def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple | int:
+def _agree(comm, arguments: argparse.Namespace, machines: Machines, device: str) -> UserError | tuple | int:
     """Rank 0 reads the configuration and makes the run directory; all ranks get the same outcome, good or bad.
 
     Returns:
-        What is wrong with the input; the exit code if there is nothing to do; or the configuration's values, what is
-        resumed (None for a new run, else the path of a checkpoint, or None for the beginning, and its manifest), the
-        path of the run directory (None in a dry run) and, on rank 0 only, the run directory.
+        What is wrong with the input; the exit code if there is nothing left to do, as after a dry run; or the
+        configuration's values, what is resumed (None for a new run, else the path of a checkpoint, or None for the
+        beginning, and its manifest), the path of the run directory and, on rank 0 only, the run directory.
     """
     outcome = directory = None
     if comm.rank == 0:
@@ -199,25 +191,32 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
                 configuration = resolve(layers, defaults, arguments.env)
             domain = make_domain(configuration.env, configuration.agents, configuration.domain)
             _check_together(configuration, domain)
-            layout = _layout(configuration, domain, comm.size, cores)
-            if arguments.dry_run or configuration.env not in BUILT_IN:  # the tests check what is built in
-                check_domain(domain)
-            else:
-                check_start(domain)
-            resumed = path = None
+            layout = _layout(configuration, domain, comm.size, machines.cores)
+            impossible = lacking(configuration, domain, layout, machines, device)
+            new = None
             if not run_path:
                 new = (arguments.runs or cli.RUNS) / (arguments.name or _default_name(configuration, domain))
             if arguments.dry_run:
-                if run_path:
-                    step = _newest_checkpoint(run_path, stored)[1].get("step", 0)
-                    print(f"would go on with {run_path} from step {step:,}")
-                elif arguments.name and new.exists():
-                    raise exists(new)
+                if new:
+                    if arguments.name and new.exists():
+                        raise exists(new)
+                    destination = f"would write {new}"
                 else:
-                    print(f"would write {new}")
+                    step = _newest_checkpoint(run_path, stored)[1].get("step", 0)
+                    destination = f"would go on with {run_path} from step {step:,}"
+                _dry_run(configuration, domain, layout, machines, impossible)
+                print(destination)
                 if arguments.max_hours is not None:
-                    print(f"would stop with a checkpoint after {arguments.max_hours:g} h")
+                    print(f"would stop with a checkpoint after {arguments.max_hours:g} h", flush=True)
+                outcome = 0
+            elif impossible:
+                raise UserError(impossible)
             else:
+                if configuration.env in BUILT_IN:  # the tests check what is built in
+                    check_start(domain)
+                else:
+                    check_domain(domain)
+                resumed = None
                 from mpi4py import MPI
 
                 facts = {
@@ -248,7 +247,7 @@ def _agree(comm, arguments: argparse.Namespace, cores: int) -> UserError | tuple
                 else:
                     directory = RunDirectory(new, configuration.to_yaml(), facts, or_next=not arguments.name)
                 path = str(directory.path.resolve())
-            outcome = configuration.model_dump(mode="json"), resumed, path
+                outcome = configuration.model_dump(mode="json"), resumed, path
         except UserError as error:
             outcome = error
         except _NothingToDo as nothing:
@@ -370,11 +369,21 @@ def _default_name(configuration: Configuration, domain: Domain) -> str:
     return name
 
 
-def _dry_run(comm, configuration: Configuration, domain: Domain, layout: Layout, cores: int) -> None:
-    if comm.rank == 0:
-        from dials_mpi.algorithms.estimate import estimate
+def _dry_run(
+    configuration: Configuration, domain: Domain, layout: Layout, machines: Machines, impossible: str | None
+) -> None:
+    """Prints what a run would be, and on standard error what is being done meanwhile."""
+    from dials_mpi.algorithms.estimate import check, estimate
 
-        print(configuration.to_yaml())
-        print(f"domain {domain.name}: keeps what the interface promises")
-        print(estimate(configuration, domain, layout, cores), flush=True)
-    barrier(comm)
+    begin = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{clock_time(time.monotonic() - begin)}] {text}", file=sys.stderr, flush=True)
+
+    promises = check(configuration, domain, say)
+    print(configuration.to_yaml())
+    print(promises, flush=True)
+    if impossible:
+        print(f"a run here would be refused: {impossible}", flush=True)
+    memory = sum(machines.memory.values())
+    print(estimate(configuration, domain, layout, machines.cores, memory, say), flush=True)

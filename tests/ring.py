@@ -6,6 +6,7 @@ no other randomness than the first bits, which a replay hands over. Used by the 
 extension point that users have.
 """
 
+import subprocess
 import time
 from typing import Literal
 
@@ -258,3 +259,19 @@ class Breaks(Ring):
     def local_simulator(self, agents, copies):
         row = list(agents).index(2) if self.settings.simulator == "local" and 2 in agents else -1
         return BreakingLocalSimulator(len(agents), copies).breaks(row, self.settings)
+
+
+class Endless(Ring):
+    """With more than four agents its global simulator waits for a program of its own that never ends."""
+
+    def global_simulator(self, copies, controller=None):
+        if self.n_agents > 4:
+            subprocess.run(["sleep", "86400.25"], check=True)
+        return super().global_simulator(copies, controller)
+
+
+class OnlyTwenty(Ring):
+    def __init__(self, n_agents, settings):
+        super().__init__(n_agents, settings)
+        if n_agents != 20:
+            raise ValueError("this ring has 20 agents")

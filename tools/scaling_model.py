@@ -178,7 +178,7 @@ def check(a: argparse.Namespace) -> dict[str, Any]:
         costs = given
         if costs is None:
             domain = make_domain(configuration.env, configuration.agents, configuration.domain)
-            costs = measure(configuration, domain, [configuration.agents], [max(layout.counts())])
+            costs = measure(configuration, domain, [configuration.agents], [max(layout.counts())], _say)
         costs.check(configuration, f"{a.costs or 'costs'}, for {run.path}")
         prediction = predict(configuration, layout, costs, cluster)
         phases = {name: {"predicted": pair[0], "measured": pair[1]} for name, pair in _pairs(run, prediction).items()}
@@ -250,12 +250,16 @@ def _costs(a: argparse.Namespace, configurations: dict[int, Configuration]) -> C
         configuration = _configuration(a, max(sizes))
         blocks = [block for block in _MEASURED_BLOCKS if block <= max(sizes)]
         domain = make_domain(configuration.env, configuration.agents, configuration.domain)
-        costs = measure(configuration, domain, sizes, blocks)
+        costs = measure(configuration, domain, sizes, blocks, _say)
         if a.write:
             costs.write(a.write)
     for configuration in configurations.values():
         costs.check(configuration, str(a.costs or "costs"))
     return costs
+
+
+def _say(text: str) -> None:
+    tell(NAME, [text])
 
 
 def _memory(a: argparse.Namespace) -> float:

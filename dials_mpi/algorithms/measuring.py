@@ -4,16 +4,23 @@ Every size is measured in a process of its own, which starts as a rank does. So 
 simulator of one size does not stand in the way of the next, and the time until it has loaded its libraries is a rank's.
 Learning is timed under AIPs trained a little on episodes of the smallest system: under untrained ones traffic jams, and
 costs many times as much.
+
+The processes end with this one, however that ends, and so does all that they have started: each leads a group of its
+own, has its temporary files in this one's folder, and ends its group when its input does.
 """
 
+import contextlib
 import json
+import math
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +33,9 @@ if __name__ == "__main__":
 from dials_mpi.algorithms.plan import batch_sizes, updates_per_unit
 from dials_mpi.algorithms.scaling import MIB, Costs, Curve, costly_settings
 from dials_mpi.config import Configuration, from_values
+from dials_mpi.errors import UserError
 from dials_mpi.runs.clock import Clock, peak_memory
+from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import make_domain
 from dials_mpi.streams import stream, streams
@@ -41,7 +50,42 @@ _MOST_EPISODES = 40
 _EPOCHS = 5
 
 
-def measure(configuration: Configuration, domain: Domain, agents: Iterable[int], blocks: Iterable[int]) -> Costs:
+class Unmeasured(UserError):  # noqa: N818 - smaller sizes may stand for this one
+    """A measurement that did not come to its end; says why."""
+
+
+class Budget:
+    """Time that some measurements may take together: each gets an equal share of what is left.
+
+    Args:
+        seconds: of a machine that has nothing else to do; a busy one is given more. None: no limit.
+        measurements: how many there are to be.
+    """
+
+    def __init__(self, seconds: float | None = None, measurements: int = 1):
+        self._seconds = math.inf if seconds is None else seconds
+        self._measurements = measurements
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[float | None]:
+        """Seconds by the clock for the next measurement, which is made inside."""
+        busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        begin = time.monotonic()
+        try:
+            yield None if self._seconds == math.inf else busy * max(0.0, self._seconds) / self._measurements
+        finally:
+            self._seconds -= (time.monotonic() - begin) / busy
+            self._measurements -= 1
+
+
+def measure(
+    configuration: Configuration,
+    domain: Domain,
+    agents: Iterable[int],
+    blocks: Iterable[int],
+    say: Callable[[str], None],
+    seconds: float | None = None,
+) -> Costs:
     """What the work of a configuration costs here.
 
     Args:
@@ -49,16 +93,37 @@ def measure(configuration: Configuration, domain: Domain, agents: Iterable[int],
         domain: of the configuration.
         agents: N of the systems to be measured.
         blocks: A of the blocks to be measured.
+        say: told what is measured, and which sizes are left out because they, or smaller ones, took too long.
+        seconds: as of `Budget`, for all together.
 
     Raises:
-        UserError: a number of agents that the domain cannot have.
+        UserError: a number of agents that the domain cannot have; or what the domain complains of.
+        Unmeasured: not even the smallest sizes came to their end.
     """
     systems = [configuration.model_copy(update={"agents": n}) for n in sorted(set(agents))]
     for system in systems:
         make_domain(system.env, system.agents, system.domain)
-    with tempfile.TemporaryDirectory() as folder:
-        joint = [_ask(system, "joint", system.agents, folder) for system in systems]
-        block = [_ask(configuration, "block", size, folder) for size in sorted(set(blocks))]
+    blocks = sorted(set(blocks))
+    budget = Budget(seconds, len(systems) + len(blocks))
+    with _folder() as folder:
+
+        def series(kind: str, words: str, questions: list[tuple[Configuration, int]]) -> list[dict[str, Any]]:
+            answers = []
+            for asked, size in questions:
+                what = f"{words} of {size:,} agents"
+                say(f"measuring {what}")
+                try:
+                    with budget.share() as limit:
+                        answers.append(_ask(asked, kind, size, folder, limit))
+                except Unmeasured as reason:
+                    if not answers:
+                        raise Unmeasured(f"{what}: {reason}") from None
+                    say(f"{what}: {reason}; left out")
+                    break
+            return answers
+
+        joint = series("joint", "joint steps", [(system, system.agents) for system in systems])
+        block = series("block", "a block", [(configuration, size) for size in blocks])
 
     def curve(answers: list[dict[str, Any]], name: str) -> Curve:
         return Curve(tuple((answer["size"], max(0.0, answer[name])) for answer in answers if name in answer))
@@ -86,27 +151,90 @@ def measure(configuration: Configuration, domain: Domain, agents: Iterable[int],
     )
 
 
-def _ask(configuration: Configuration, kind: str, size: int, folder: str) -> dict[str, Any]:
+def check_in_time(configuration: Configuration, seconds: float) -> None:
+    """`check_domain` in a process of its own, for which there are so many seconds of a machine with nothing else to do.
+
+    Raises:
+        UserError: the first promise that the domain breaks.
+        Unmeasured: it took too long.
+    """
+    with _folder() as folder, Budget(seconds).share() as limit:
+        _ask(configuration, "check", configuration.agents, folder, limit)
+
+
+def _folder() -> tempfile.TemporaryDirectory:
+    try:
+        return tempfile.TemporaryDirectory(prefix="dials_mpi-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(f"no folder for temporary files ({error}); set TMPDIR to one that can be written") from error
+
+
+def _ask(
+    configuration: Configuration, kind: str, size: int, folder: str, seconds: float | None = None
+) -> dict[str, Any]:
     """Has a process measure one size; see `_answer`.
 
     Args:
-        folder: where the first joint episodes are left for the blocks.
+        folder: for all files, among them the first joint episodes, which are left for the blocks.
+        seconds: after which the process is ended; None: never.
+
+    Raises:
+        UserError: from the process.
+        Unmeasured: it had to be ended, or was ended by others.
     """
     question = {"configuration": configuration.model_dump(mode="json"), "kind": kind, "size": size, "folder": folder}
-    process = subprocess.run(
-        [sys.executable, "-m", __name__],
-        input=json.dumps(question),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    if process.returncode:
-        raise RuntimeError(f"measuring {size} agents ({kind}) failed:\n{process.stderr}")
-    return json.loads(process.stdout.splitlines()[-1])
+    with (
+        (Path(folder) / "answer").open("w+", encoding="utf-8") as answer,
+        (Path(folder) / "errors").open("w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path),
+                "TMPDIR": folder,
+            },
+            stdin=subprocess.PIPE,
+            stdout=answer,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(question) + "\n")
+                process.stdin.flush()
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise Unmeasured(f"ended after {seconds:.0f} s") from None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode == -signal.SIGKILL:
+            raise Unmeasured("killed, as happens to processes that need more memory than there is")
+        answer.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"measuring {size} agents ({kind}) failed:\n{errors.read()}")
+        found = json.loads(answer.read().splitlines()[-1])
+    if "error" in found:
+        raise UserError(found["error"])
+    return found
+
+
+def _end_with_input() -> None:
+    """The process that asks holds the other end of the input until it has the answer; gone is gone."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.killpg(os.getpid(), signal.SIGKILL)
 
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Costs of one size by name, with the bytes that its rows have; curves are of `size`."""
+    """Costs of one size by name, with the bytes that its rows have; curves are of `size`. Nothing if all is checked."""
+    if question["kind"] == "check":
+        c = from_values(question["configuration"])
+        check_domain(make_domain(c.env, c.agents, c.domain))
+        return {}
     import mpi4py
 
     mpi4py.rc.initialize = False  # a process beside the job, whose launcher knows nothing of it
@@ -249,4 +377,10 @@ def _cpu_time() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_answer(json.load(sys.stdin))))
+    asked = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    try:
+        answered = _answer(asked)
+    except UserError as problem:
+        answered = {"error": str(problem)}
+    print(json.dumps(answered))

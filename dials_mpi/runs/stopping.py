@@ -1,6 +1,8 @@
 """One flag for everything that asks a run to stop: signals, a time limit, files."""
 
+import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +23,39 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 class Unfinished(Exception):  # noqa: N818 - not an error: the run is to be resumed
     """Raised on all ranks alike when a run stops before its end, with one of `REASONS`; its checkpoint is written."""
+
+
+class EndedBySignals:
+    """Where there is nothing to write down: the signals that ask a run to stop end this process, as they do by default,
+    as soon as what `with` and `finally` hold has been given back.
+
+    A context manager; it ends the process when the exception comes to it.
+    """
+
+    def __enter__(self) -> "EndedBySignals":
+        self._before = {number: signal.signal(number, self._heard) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if kind is _Signalled:
+            signal.signal(error.number, signal.SIG_DFL)
+            sys.stdout.flush()
+            os.kill(os.getpid(), error.number)
+
+    def _heard(self, number: int, frame) -> None:
+        for each in _SIGNALS:  # launchers send a second one
+            signal.signal(each, signal.SIG_IGN)
+        raise _Signalled(number)
+
+
+class _Signalled(BaseException):
+    """Not an error of anything that might be tried again."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
 
 
 class StopFlag:
