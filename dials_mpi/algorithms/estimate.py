@@ -65,6 +65,9 @@ def estimate(
 ) -> str:
     """Layout, memory and time of a run, as text: good to perhaps a third.
 
+    A block far larger than those measured no longer fits into a core's cache: 400 robots in one process take half as
+    long again as the line through 4 and 16 of them says.
+
     Args:
         cores, memory: that the ranks have together, MiB; taken for one machine's.
         say: told what is measured.
