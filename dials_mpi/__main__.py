@@ -1,6 +1,7 @@
 """Entry point: parse → run → exit code."""
 
 import os
+import re
 import sys
 
 from dials_mpi.parallel.launcher import check_size, launched_rank
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
             raise UserError(
-                f"no MPI library to be loaded ({str(error).splitlines()[0]}); load your cluster's MPI module, or "
+                f"no MPI library to be loaded ({_cause(error)}); load your cluster's MPI module, or "
                 "pip install 'dials_mpi[mpi]' for one from a wheel"
             ) from None
         check_size(MPI.COMM_WORLD.size)
@@ -36,6 +37,12 @@ def main(argv: list[str] | None = None) -> int:
         if launched_rank() == 0:
             print(f"dials_mpi: {error}", file=sys.stderr, flush=True)
         return cli.EXIT_USAGE
+
+
+def _cause(error: Exception) -> str:
+    """The line of mpi4py's message that helps: a library which is there but does not load, else the last one tried."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line for line in lines[1:] if not re.match(r"\S*libmpi\S*: cannot open", line)), lines[-1])
 
 
 if __name__ == "__main__":

@@ -100,10 +100,10 @@ def parser() -> argparse.ArgumentParser:
         help="dials: local simulators with trained influence predictors (default); untrained-dials: with untrained "
         "ones; gs: the global simulator, the baseline",
     )
-    p.add_argument("--agents", type=int, metavar="N", help="number of agents (default: ranks - 1; 4 in one process)")
-    p.add_argument("--steps", type=int, metavar="N", help="training steps per agent (default: 1,000,000)")
-    p.add_argument("--seed", type=int, metavar="N", help="one seed for everything (default: 0)")
-    p.add_argument("--config", action="append", default=[], metavar="FILE", help=CONFIG_HELP)
+    p.add_argument("--agents", type=whole, metavar="N", help="number of agents (default: ranks - 1; 4 in one process)")
+    p.add_argument("--steps", type=whole, metavar="N", help="training steps per agent (default: 1,000,000)")
+    p.add_argument("--seed", type=whole, metavar="N", help="one seed for everything (default: 0)")
+    p.add_argument("--config", type=path, action="append", default=[], metavar="FILE", help=CONFIG_HELP)
     p.add_argument(
         "--set",
         action="append",
@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
         help="one setting, as section.key=value; can be repeated, comes last",
     )
     p.add_argument("--name", metavar="NAME", help="name of the run directory (default: from domain, agents, mode, …)")
-    p.add_argument("--runs", type=Path, metavar="DIR", help=f"where run directories go (default: {RUNS})")
+    p.add_argument("--runs", type=path, metavar="DIR", help=f"where run directories go (default: {RUNS})")
     p.add_argument(
         "--device",
         choices=("cpu", "cuda"),
@@ -151,7 +151,7 @@ def evaluation_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    p.add_argument("run", type=path, metavar="RUN", help="run directory")
     add_env(p)
     which = p.add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="policies of the best evaluation, instead of the last")
@@ -175,7 +175,7 @@ def evaluation_parser() -> argparse.ArgumentParser:
         help="another setting of the domain; can be repeated",
     )
     p.add_argument("--no-references", action="store_true", help="leave the hand-coded controllers out")
-    p.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON, too")
+    p.add_argument("--out", type=path, metavar="FILE", help="write the results as JSON, too")
     return p
 
 
@@ -188,13 +188,34 @@ def add_env(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def path(text: str) -> Path:
+    """An argparse type: Path("") would be the current folder, which nobody meant by an empty variable of a script."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
+
+
+def whole(text: str) -> int:
+    """An argparse type: integers, in scientific notation as well."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        if (value := float(text)).is_integer():
+            return int(value)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number; write it like 20000 or 2e4")
+
+
 def at_least(lowest: int) -> Callable[[str], int]:
     """An argparse type: integers from `lowest` on."""
 
     def integer(text: str) -> int:
-        if int(text) < lowest:
+        if (value := whole(text)) < lowest:
             raise argparse.ArgumentTypeError(f"{text} is less than {lowest}")
-        return int(text)
+        return value
 
     return integer
 
@@ -203,30 +224,32 @@ def number(lowest: float) -> Callable[[str], float]:
     """An argparse type: finite numbers from `lowest` on."""
 
     def finite(text: str) -> float:
-        if not lowest <= float(text) < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is no number from {lowest:g} on")
-        return float(text)
+        try:
+            if lowest <= (value := float(text)) < math.inf:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from {lowest:g} on")
 
     return finite
 
 
-def _configuration_file(name: str) -> Path:
-    """The file of that path or, if there is none, the shipped configuration of that name."""
+def _configuration_file(file: Path) -> Path:
+    """The file itself or, if it is not there, the shipped configuration of that name."""
     shipped = shipped_configurations()
-    if name in shipped and not Path(name).is_file():
-        return shipped[name]
-    if not Path(name).exists():
+    if str(file) in shipped and not file.is_file():
+        return shipped[str(file)]
+    if not file.exists():
         raise UserError(
-            f"--config: {name}: cannot be read: No such file or directory; shipped are {', '.join(shipped)}"
+            f"--config: {file}: cannot be read: No such file or directory; shipped are {', '.join(shipped)}"
         )
-    return Path(name)
+    return file
 
 
 def layers(arguments: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """The configuration layers that the command line asks for, with where each comes from."""
     result = []
-    for name in arguments.config:
-        file = _configuration_file(name)
+    for file in map(_configuration_file, arguments.config):
         result.append((str(file), load_yaml(file)))
     for key in ("env", "mode", "agents", "steps", "seed"):
         value = getattr(arguments, key)

@@ -6,33 +6,28 @@ line. `resolve` merges and checks them; what comes out is complete and goes to `
 
 import difflib
 import functools
+import json
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from dials_mpi.errors import UserError
+from dials_mpi.settings import Settings
 from dials_mpi.simulators import registry
 from dials_mpi.simulators.interface import DomainSettings
 
 MODES = ("dials", "untrained-dials", "gs")
 
 
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 class NetworkSettings(Settings):
     recurrent_size: int = Field(0, ge=0, le=4096, description="width of the GRU; 0: feed-forward, no memory")
-    hidden_sizes: tuple[int, ...] = Field((128, 128), description="widths of the hidden layers behind the GRU or input")
+    hidden_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
+        (128, 128), description="widths of the hidden layers behind the GRU or input"
+    )
     activation: Literal["tanh", "relu"] = Field("tanh", description="after each hidden layer")
-
-    @model_validator(mode="after")
-    def _positive_widths(self):
-        if any(width < 1 for width in self.hidden_sizes):
-            raise ValueError(f"hidden_sizes {list(self.hidden_sizes)} must be positive")
-        return self
 
 
 class PolicySettings(NetworkSettings):
@@ -47,8 +42,10 @@ class PolicySettings(NetworkSettings):
 
 
 class DatasetSettings(Settings):
-    steps: int = Field(10_000, ge=1, description="joint steps on the GS per retraining, rounded up to whole episodes")
-    copies: int = Field(10, ge=1, description="episodes per batch, in copies of the GS side by side")
+    steps: int = Field(
+        10_000, ge=1, le=10**9, description="joint steps on the GS per retraining, rounded up to whole episodes"
+    )
+    copies: int = Field(10, ge=1, le=100_000, description="episodes per batch, in copies of the GS side by side")
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the episodes held out for the test loss")
     keep_rounds: int = Field(0, ge=0, description="newest rounds kept in the HDF5 files; 0: all")
 
@@ -64,7 +61,7 @@ class PredictorSettings(NetworkSettings):
 
 class PPOSettings(Settings):
     copies: int = Field(8, ge=1, le=100_000, description="copies of the simulator per agent")
-    rollout_length: int = Field(100, ge=1, description="steps per copy between two updates")
+    rollout_length: int = Field(100, ge=1, le=1_000_000, description="steps per copy between two updates")
     sequence_length: int = Field(100, ge=1, description="steps of backpropagation through time; 1 without memory")
     minibatch_size: int = Field(800, ge=2, description="samples per agent and gradient step, at most a rollout")
     epochs: int = Field(4, ge=1, description="passes over a rollout")
@@ -106,10 +103,12 @@ class PPOSettings(Settings):
 
 class EvaluationSettings(Settings):
     interval: int = Field(50_000, ge=1, description="steps per agent between two evaluations on the GS")
-    episodes: int = Field(40, ge=2, description="of an evaluation that no dataset's collection stands for")
-    copies: int = Field(10, ge=1, description="episodes per batch, in copies of the GS side by side")
+    episodes: int = Field(
+        40, ge=2, le=1_000_000, description="of an evaluation that no dataset's collection stands for"
+    )
+    copies: int = Field(10, ge=1, le=100_000, description="episodes per batch, in copies of the GS side by side")
     handcoded_episodes: int = Field(
-        100, ge=0, description="episodes of each hand-coded controller at the start; 0: none"
+        100, ge=0, le=10**9, description="episodes of each hand-coded controller at the start; 0: none"
     )
 
     @model_validator(mode="after")
@@ -148,15 +147,16 @@ class ParallelSettings(Settings):
     @field_validator("collectors", mode="before")
     @classmethod
     def _number_or_auto(cls, value):
-        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{value!r} is neither auto nor a number of ranks from 1 on")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value != "auto" and not (number and value >= 1 and value % 1 == 0):
+            raise ValueError(f"{_shown(value)} is neither auto nor a number of ranks from 1 on")
         return value
 
     @field_validator("coordinator_works", mode="before")
     @classmethod
     def _yes_no_or_auto(cls, value):
         if value != "auto" and not isinstance(value, bool):
-            raise ValueError(f"{value!r} is neither auto nor true nor false")
+            raise ValueError(f"{_shown(value)} is neither auto nor true nor false")
         return value
 
 
@@ -197,7 +197,7 @@ class Configuration(Settings):
         return min(1.0, self.steps_after(update) / self.ppo.anneal_steps)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 def resolve(
@@ -236,7 +236,7 @@ def resolve(
     domain_settings = registry.domain_class(env).Settings
     file = registry.configuration_file(env)
     layers = [(str(file), load_yaml(file)), *layers] if file else layers
-    merged: dict[str, Any] = {"agents": default_agents}
+    merged: dict[str, Any] = {"agents": default_agents, "domain": {}}
     origins: dict[tuple[str, ...], str] = {}
     for origin, values in layers:
         _merge(merged, values, origin, origins, ())
@@ -255,13 +255,17 @@ def from_values(values: dict[str, Any]) -> Configuration:
 def load_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML file; `UserError` if it cannot be read, is no YAML or no mapping."""
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - is a SafeLoader
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - is a SafeLoader
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no text in UTF-8 (byte {error.start + 1}); save it as such") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: no valid YAML: {getattr(error, 'problem', None) or error}") from error
+        what = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        what += "; indent with spaces" if r"'\t'" in what else ""
+        raise UserError(f"{path}{where}: no valid YAML: {what}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -269,12 +273,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice in one mapping: the first one would be lost without a word."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"key {key_node.value!r} stands here for a second time", problem_mark=key_node.start_mark
@@ -283,11 +289,25 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts what `_Loader` would take for a number in quotes."""
+
+
+for _class in (_Loader, _Dumper):  # 1e6 is a number, as in YAML 1.2; in YAML 1.1 it is a text, and 1.0e+6 a number
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\.\d+|\d[\d_]*(\.\d*)?)[eE][-+]?\d+$", re.ASCII),
+        list("-+.0123456789"),
+    )
+
+
 def _place(origin: str, path: tuple[str, ...]) -> str:
     """`origin`, with the line of the key if it is a file that has it."""
-    if not Path(origin).is_file():
+    try:
+        text = Path(origin).read_text(encoding="utf-8")
+    except (OSError, ValueError):  # no file
         return origin
-    node, line = yaml.compose(Path(origin).read_text(encoding="utf-8"), Loader=yaml.SafeLoader), None
+    node, line = yaml.compose(text, Loader=yaml.SafeLoader), None
     for part in path:
         pairs = node.value if isinstance(node, yaml.MappingNode) else ()
         found = next(((key, value) for key, value in pairs if key.value == part), None)
@@ -300,11 +320,11 @@ def _place(origin: str, path: tuple[str, ...]) -> str:
 def parse_override(text: str) -> dict[str, Any]:
     """`ppo.learning_rate=1e-3` → {"ppo": {"learning_rate": 0.001}}; the value is read as YAML."""
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {text}: write it as key=value, for example --set ppo.learning_rate=1e-3")
+    if not equals or not all(key.strip().split(".")):
+        raise UserError(f"--set {text}: write it as key=value, for example --set domain.horizon=50")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        parsed = yaml.load(value, Loader=_Loader)  # noqa: S506 - is a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--set {text}: {value!r} is no valid YAML value") from error
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
@@ -323,36 +343,85 @@ def _schema(domain_settings: type[DomainSettings]) -> type[Configuration]:
 
 
 def _merge(base: dict, values: dict, origin: str, origins: dict, path: tuple[str, ...]) -> None:
+    """Lays `values` over `base`; `origins`, where each came from, is kept in the order in which they came."""
     for key, value in values.items():
-        here = (*path, str(key))
+        key = str(key)
+        here = (*path, key)
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             _merge(base[key], value, origin, origins, here)
         else:
             base[key] = {} if isinstance(value, dict) else value
+            for gone in [known for known in origins if known[: len(here)] == here]:
+                del origins[gone]
             origins[here] = origin
             if isinstance(value, dict):
                 _merge(base[key], value, origin, origins, here)
+
+
+_WORDS = {
+    "int": "Input should be a valid integer, for example 100 or 1e6",
+    "float": "Input should be a valid number, for example 0.01 or 1e-3",
+    "bool": "Input should be true or false",
+    "tuple": "Input should be a list",
+    "list": "Input should be a list",
+    "string": "Input should be text; put it in quotes",
+    "model": "Input should be a section with settings of its own",
+    "dict": "Input should be a section with settings of its own",
+}
+"""What is to be written, by the beginning of pydantic's error types, where its own message does not tell."""
 
 
 def _explain(error: ValidationError, schema: type[BaseModel], origins: dict[tuple[str, ...], str]) -> str:
     """The first problem in one line: key, what is wrong with which value, where it stands, and the remedy."""
     first = error.errors()[0]
     path = tuple(str(part) for part in first["loc"])
-    origin = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), None)
-    origin = origin or next((where for key, where in origins.items() if key[: len(path)] == path), "the defaults")
-    origin = _place(origin, path)
-    key = ".".join(path)
-    if first["type"] == "extra_forbidden":
+    key, kind, value = ".".join(path), first["type"], first["input"]
+    message = first["msg"].removeprefix("Value error, ")
+    origin = _origin(path, message, origins)
+    if kind == "extra_forbidden":
         known = _known_keys(schema, path[:-1])
         close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         elsewhere = [k for k in _all_keys(schema) if k.rpartition(".")[2] == path[-1]]
         remedy = f"did you mean {'.'.join((*path[:-1], close[0]))}?" if close else ""
         remedy = remedy or (f"did you mean {elsewhere[0]}?" if elsewhere else f"known here: {', '.join(sorted(known))}")
         return f"{key}: unknown key ({origin}); {remedy}"
-    message = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "value_error" else f"{first['input']!r}: "
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{key}: {value}{message} ({origin}){more}"
+    if kind == "value_error":
+        return f"{key + ': ' if key else ''}{message} ({origin}){more}"
+    if kind == "missing":
+        return f"{key}: has no default; give it a value, for example with --set {key}=…{more}"
+    message = _WORDS.get(kind.partition("_")[0], message)
+    if kind.startswith(("model", "dict")) and (known := _known_keys(schema, path)):
+        message += f", for example {key}.{known[0]}"
+    if kind.startswith(("tuple", "list")):
+        message += f", for example {f'[{value}]' if isinstance(value, str | int | float) else '[64, 64]'}"
+    remedy = ""
+    if value is None:
+        remedy = "; leave it out for its default"
+    elif isinstance(value, bool):
+        remedy = "; YAML reads yes, no, on and off as true and false"
+        remedy += "" if kind.startswith(("int", "float")) else ", unless they are in quotes"
+    return f"{key}: {_shown(value)}: {message} ({origin}){remedy}{more}"
+
+
+def _origin(path: tuple[str, ...], message: str, origins: dict[tuple[str, ...], str]) -> str:
+    """Where the values come from that a message is about.
+
+    A section as a whole is at fault when its settings do not go together: the one that the message names and that came
+    last is to be mended.
+    """
+    inside = [key for key in origins if len(key) > len(path) and key[: len(path)] == path]
+    named = [k for k in inside if re.search(rf"(?<![\w.]){re.escape('.'.join(k[len(path) :]))}(?!\.?\w)", message)]
+    around = [key for n in range(len(path) + 1) if (key := path[:n]) in origins]
+    keys = named or inside or around
+    return _place(origins[keys[-1]], keys[-1]) if keys else "the defaults"
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML has it."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
 
 
 def _known_keys(schema: type[BaseModel], path: tuple[str, ...]) -> list[str]:

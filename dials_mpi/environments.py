@@ -11,16 +11,19 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium import spaces
-from gymnasium.error import ResetNeeded
-from pettingzoo import ParallelEnv
 
 from dials_mpi.config import resolve
 from dials_mpi.errors import UserError
+from dials_mpi.extras import extra
 from dials_mpi.simulators.interface import Domain, Simulator
 from dials_mpi.simulators.registry import make_domain
+
+with extra("envs", "dials_mpi.environments"):
+    import gymnasium
+    from gymnasium import spaces
+    from gymnasium.error import ResetNeeded
+    from pettingzoo import ParallelEnv
 
 
 def _domain(env: str, agents: int, settings: Mapping[str, Any] | None) -> Domain:
@@ -63,8 +66,9 @@ def _spaces(domain: Domain) -> tuple[spaces.Box, spaces.Discrete]:
 
 def _picture(domain: Domain, simulator: Simulator) -> np.ndarray:
     """[H, W, 3] uint8."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with extra("plots", "render"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5), dpi=100)
     canvas = FigureCanvasAgg(figure)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dials_mpi import cli
 from dials_mpi.algorithms.memory import lacking
-from dials_mpi.algorithms.plan import Segment, check_counts, most_batches, plan
+from dials_mpi.algorithms.plan import Segment, check_counts, most_batches, plan, rounding
 from dials_mpi.config import MAY_CHANGE, Configuration, from_values, load_yaml, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.devices import device_of_rank
@@ -102,6 +102,8 @@ def _work(
         record = Record(directory, configuration, domain, done) if directory else None
         if record:
             record.progress.say(f"{directory.path}: {configuration.mode} on {domain.name}, {layout}")
+            if rounded := rounding(configuration, domain.horizon):
+                record.progress.say(rounded)
             if resumed:
                 record.progress.say(f"resumed at step {configuration.steps_after(done):,} of {configuration.steps:,}")
                 if configuration.ppo.anneal and configuration.steps > configuration.ppo.anneal_steps:
@@ -184,12 +186,14 @@ def _agree(comm, arguments: argparse.Namespace, machines: Machines, device: str)
                 # What follows from the steps that the run was made with does not follow from those of now.
                 made = (str(file), {"ppo": {"anneal_steps": stored.ppo.anneal_steps}})
                 # With auto the command line stands for itself, as it did when the run was started.
-                before = [made] if arguments.resume == "auto" else [*values, made]
-                configuration = resolve([*before, *layers], defaults, stored.env)
+                layers = [made, *layers] if arguments.resume == "auto" else [*values, made, *layers]
+                configuration = resolve(layers, defaults, stored.env)
                 refuse_changes(stored, configuration, run_path)
             else:
                 configuration = resolve(layers, defaults, arguments.env)
-            domain = make_domain(configuration.env, configuration.agents, configuration.domain)
+            default = all(values.get("agents") is None for _, values in layers)
+            why = ("ranks - 1" if comm.size > 1 else "in one process") if default else None
+            domain = make_domain(configuration.env, configuration.agents, configuration.domain, why)
             _check_together(configuration, domain)
             layout = _layout(configuration, domain, comm.size, machines.cores)
             impossible = lacking(configuration, domain, layout, machines, device)
@@ -316,17 +320,14 @@ def _newest_checkpoint(path: Path, stored: Configuration) -> tuple[str | None, d
         stored: its configuration.
     """
     checkpoint, manifest, complaints = newest_whole(path / "checkpoints")
+    if checkpoint is None and (complaints or read_facts(path).get("state") in ("finished", "stopped")):
+        what = f"no whole checkpoint: {complaints[0]}" if complaints else "no checkpoint any more"
+        raise UserError(
+            f"--resume: {path} has {what}; beginning again would lose its results: start a new run with "
+            f"--config {path / 'config.yaml'}, without --resume and under another --name"
+        )
     for complaint in complaints:
         print(f"dials_mpi: checkpoint passed over: {complaint}", file=sys.stderr, flush=True)
-    if checkpoint is None and not complaints and read_facts(path).get("state") in ("finished", "stopped"):
-        raise UserError(
-            f"--resume: {path} has no checkpoint any more, and beginning again would lose its results; start a new run"
-        )
-    if checkpoint is None and complaints:
-        raise UserError(
-            f"--resume: {path} has no whole checkpoint: {complaints[0]}; start a new run, or "
-            f"remove {path / 'checkpoints'} to begin this one again"
-        )
     if checkpoint:
         # Completed by this version's defaults, like the file: neither may know settings that are new.
         values = manifest["configuration"]
@@ -382,7 +383,9 @@ def _dry_run(
 
     promises = check(configuration, domain, say)
     print(configuration.to_yaml())
-    print(promises, flush=True)
+    print(promises)
+    if rounded := rounding(configuration, domain.horizon):
+        print(rounded, flush=True)
     if impossible:
         print(f"a run here would be refused: {impossible}", flush=True)
     memory = sum(machines.memory.values())

@@ -68,7 +68,25 @@ def test_help_imports_neither_torch_nor_mpi(command_line):
             ["--env", "warehouse", "--set", "policy.initial_logits=[1, 0]"],
             "policy.initial_logits: 2 numbers for 4 actions",
         ),
-        (["--env", "warehouse", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (
+            ["--env", "warehouse", "--steps", "many"],
+            "argument --steps: 'many' is no whole number; write it like 20000 or 2e4",
+        ),
+        (["--env", "warehouse", "--steps", "1.5"], "argument --steps: '1.5' is no whole number"),
+        (["--env", "warehouse", "--agents", "1e400"], "argument --agents: '1e400' is no whole number"),
+        (["--env", "warehouse", "--agents", ""], "argument --agents: '' is no whole number"),
+        (["--env", "warehouse", "--seed=-1e0"], "seed: -1: Input should be greater than or equal to 0 (--seed)"),
+        (["--env", "warehouse", "--config", ""], "argument --config: the name is empty"),
+        (["--env", "warehouse", "--runs="], "argument --runs: the name is empty"),
+        (["--env", "warehouse", "--max-hours", "x"], "argument --max-hours: 'x' is no number from 0 on"),
+        (
+            ["--env", "warehouse", "--steps", "1e18"],
+            "steps: 1,000,000,000,000,000,000 steps are 22,321,428,571,429 times evaluation.interval, and at most",
+        ),
+        (
+            ["--env", "traffic", "--set", "domain.rows=2", "--set", "domain.columns=3"],
+            "agents: 4 agents are not domain.rows × domain.columns = 2 × 3 (4 is the default, in one process; give --a",
+        ),
         (["--env", "warehouse", "--step", "10"], "unrecognized arguments: --step 10"),
         (["--env", "ring:Incomplete"], "env: 'ring:Incomplete': Incomplete lacks local_simulator"),
         (["--env", "ring:Uninfluenced"], "mode: dials needs a domain with influence sources; try --mode gs"),
@@ -121,7 +139,10 @@ def test_bad_input_on_many_ranks_is_still_one_line(command_line, arguments):
 
 def test_agents_default_to_ranks_minus_one(command_line):
     result = command_line("--env", "warehouse", ranks=3)
-    assert one_line(result) == "dials_mpi: agents: 2 agents make no m×m grid; the nearest that do: 1 or 4"
+    assert one_line(result) == (
+        "dials_mpi: agents: 2 agents make no m×m grid; the nearest that do: 1 or 4 (2 is the default, ranks - 1; give "
+        "--agents)"
+    )
     assert result.returncode == 2
 
 
@@ -320,6 +341,58 @@ def test_a_run_leaves_a_complete_directory(command_line, mode):
     assert np.isfinite(parameters).all()
     for phase in ("simulate", "ppo_update", "evaluate", "peak memory per rank", "per second and core"):
         assert phase in result.stdout
+    assert "rounded up" not in result.stdout
+
+
+def test_steps_that_are_rounded_up_are_said_once_at_the_start(command_line):
+    odd = ["--steps=9e2", "--set=evaluation.interval=4.1e2"]
+    result = command_line("--env=warehouse", "--agents=4", "--name=odd", "--mode=gs", *SMALL, *odd, ranks=2)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if "rounded up" in line]
+    assert lines == [
+        "rounded up: steps 900 → 1,200, evaluation.interval 410 → 800, to multiples of 400 steps per agent: whole "
+        "rollouts of 50 steps in 4 copies, and whole episodes of 100 steps"
+    ]
+    metrics = read_metrics(command_line.folder / "runs" / "odd")
+    assert [record["step"] for record in metrics if record["phase"] == "evaluate"] == [0, 800, 1200]
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        (["libmpi.so.40: cannot open shared object file: No such file or directory"], 0),
+        (
+            [
+                "cannot load MPI library",
+                "/opt/lib/libmpi.so: cannot open shared object file: No such file or directory",
+                "libmpi.so.12: cannot open shared object file: No such file or directory",
+            ],
+            2,
+        ),
+        (
+            [
+                "cannot load MPI library",
+                "/opt/lib/libmpi.so: cannot open shared object file: No such file or directory",
+                "libucp.so.0: cannot open shared object file: No such file or directory",
+                "libmpi.so.40: cannot open shared object file: No such file or directory",
+            ],
+            2,
+        ),
+    ],
+)
+def test_why_no_mpi_library_loads_is_said(command_line, lines, cause):
+    """The texts of mpi4py and of the loader: what it tried, in order, and why each did not do."""
+    (command_line.folder / "mpi4py").mkdir()
+    error = "\n".join(lines)
+    (command_line.folder / "mpi4py" / "__init__.py").write_text(f"raise RuntimeError({error!r})\n")
+    command_line.environment["PYTHONPATH"] = f"{command_line.folder}:{command_line.environment['PYTHONPATH']}"
+    result = command_line("--env=warehouse")
+    assert one_line(result) == (
+        f"dials_mpi: no MPI library to be loaded ({lines[cause]}); load your cluster's MPI module, or "
+        "pip install 'dials_mpi[mpi]' for one from a wheel"
+    )
+    assert result.stderr.count("\n") == 1
+    assert result.returncode == 2
 
 
 def test_a_users_own_domain_with_feed_forward_networks_and_bernoulli_sources(command_line):
@@ -382,12 +455,14 @@ def test_a_rank_that_fails_alone_at_the_start_ends_the_job(command_line, broken)
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(command_line):
-    result = command_line("--env", "warehouse", "--agents", "9", "--dry-run", *SMALL, ranks=3)
+    result = command_line("--env", "warehouse", "--agents", "9", "--dry-run", *SMALL, "--steps=1.5e3", ranks=3)
     assert result.returncode == 0, result.stderr
     plan = ("border: scripted", "keeps what the interface promises", "3 ranks: rank 0", "memory:", "time: about")
     phases = ("collecting datasets", "AIP training", "updates of the largest block", "evaluation")
     for text in (*plan, *phases, "of the time of all cores is learning", "what limits:"):
         assert text in result.stdout
+    assert "steps: 1500\n" in result.stdout
+    assert result.stdout.count("rounded up: steps 1,500 → 1,600, to multiples of 400 steps per agent: whole") == 1
     assert list(command_line.folder.iterdir()) == []
 
 

@@ -8,14 +8,16 @@ import zlib
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from dials_mpi import cli
-from dials_mpi.algorithms.plan import evaluation_at, plan, updates_per_unit
+from dials_mpi.algorithms.plan import evaluation_at, plan, rounding, updates_per_unit
 from dials_mpi.config import load_yaml, parse_override, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import check_size, launched_rank, launched_size
 from dials_mpi.parallel.layout import Layout, choose_layout
 from dials_mpi.simulators.conformance import check_domain
+from dials_mpi.simulators.interface import DomainSettings
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel, logistic, uniform
 from dials_mpi.simulators.registry import (
     BUILT_IN,
@@ -159,16 +161,61 @@ def test_resolved_configuration_reads_back_the_same():
         ("seed=1.5", "seed: 1.5: Input should be a valid integer"),
         ("domain.border=wall", "domain.border: 'wall': Input should be 'scripted' or 'none'"),
         ("mode=fast", "mode: 'fast': Input should be 'dials', 'untrained-dials' or 'gs'"),
-        ("ppo=3", "ppo: 3: Input should be a valid dictionary"),
+        ("ppo=3", "ppo: 3: Input should be a section with settings of its own, for example ppo.copies (--set ppo=3)"),
+        ("domain=[1]", "domain: [1]: Input should be a section with settings of its own, for example domain.border"),
         (
             "ppo.sequence_length=33",
-            "ppo: sequence_length 33 must divide rollout_length 20",
+            "ppo: sequence_length 33 must divide rollout_length 20 (--set ppo.sequence_length=33)",
         ),
-        ("ppo.minibatch_size=70", "ppo: minibatch_size 70 must be a multiple of sequence_length 20"),
-        ("ppo.minibatch_size=300", "ppo: minibatch_size 300 must divide rollout_length times copies, 1280"),
-        ("evaluation.handcoded_episodes=1", "evaluation: handcoded_episodes 1 gives no standard error"),
-        ("policy.hidden_sizes=[0]", "policy: hidden_sizes [0] must be positive"),
+        (
+            "ppo.minibatch_size=70",
+            "ppo: minibatch_size 70 must be a multiple of sequence_length 20 (--set ppo.minibatch_size=70)",
+        ),
+        (
+            "ppo.minibatch_size=300",
+            "ppo: minibatch_size 300 must divide rollout_length times copies, 1280 (--set ppo.minibatch_size=300)",
+        ),
+        (
+            "evaluation.handcoded_episodes=1",
+            "evaluation: handcoded_episodes 1 gives no standard error; take 0 or at least 2 (--set evaluation.",
+        ),
+        (
+            "policy.hidden_sizes=[0]",
+            "policy.hidden_sizes.0: 0: Input should be greater than or equal to 1 (--set policy.hidden_sizes=[0])",
+        ),
+        (
+            "policy.hidden_sizes=[64, 1e9]",
+            "policy.hidden_sizes.1: 1000000000.0: Input should be less than or equal to 4096",
+        ),
+        ("dataset.steps=1e15", "dataset.steps: 1000000000000000.0: Input should be less than or equal to 1000000000"),
+        ("policy.hidden_sizes=64", "policy.hidden_sizes: 64: Input should be a list, for example [64] (--set"),
+        (
+            "policy.hidden_sizes=64,32",
+            "policy.hidden_sizes: '64,32': Input should be a list, for example [64,32] (--set",
+        ),
+        (
+            "domain.border=no",
+            "domain.border: false: Input should be 'scripted' or 'none' (--set domain.border=no); YAML reads yes, no, "
+            "on and off as true and false, unless they are in quotes",
+        ),
+        ("policy.hidden_sizes=[64, x]", "policy.hidden_sizes.1: 'x': Input should be a valid integer, for example 100"),
+        (
+            "policy.hidden_sizes=",
+            "policy.hidden_sizes: null: Input should be a list, for example [64, 64] (--set policy.hidden_sizes=); "
+            "leave it out for its default",
+        ),
+        ("agents=1e10", "agents: 10000000000.0: Input should be less than or equal to 1000000 (--set agents=1e10)"),
+        ("ppo.copies=two", "ppo.copies: 'two': Input should be a valid integer, for example 100 or 1e6 (--set"),
+        ("ppo.clip=0,2", "ppo.clip: '0,2': Input should be a valid number, for example 0.01 or 1e-3 (--set"),
+        ("ppo.clip_values=maybe", "ppo.clip_values: 'maybe': Input should be true or false (--set"),
+        ("ppo.=3", "--set ppo.=3: write it as key=value"),
+        ("seed=2024-02-31", "--set seed=2024-02-31: '2024-02-31' is no valid YAML value"),
+        ("ppo={copies: 2, copies: 3}", "--set ppo={copies: 2, copies: 3}: '{copies: 2, copies: 3}' is no valid YAML"),
+        (f"policy.hidden_sizes=[{'64, ' * 99}x]", "policy.hidden_sizes.99: 'x': Input should be a valid integer"),
         ("parallel.collectors=0", "parallel.collectors: 0 is neither auto nor a number of ranks from 1 on"),
+        ("parallel.collectors=1.5", "parallel.collectors: 1.5 is neither auto nor a number of ranks from 1 on (--set"),
+        ("parallel.collectors=.nan", "parallel.collectors: nan is neither auto nor a number of ranks from 1 on (--set"),
+        ("parallel.collectors=yes", "parallel.collectors: true is neither auto nor a number of ranks from 1 on (--set"),
         ("parallel.collectors=many", "parallel.collectors: 'many' is neither auto nor a number of ranks from 1 on"),
         ("parallel.coordinator_works=2", "parallel.coordinator_works: 2 is neither auto nor true nor false"),
     ],
@@ -181,9 +228,97 @@ def test_bad_values_are_named_with_place_and_remedy(override, message):
 
 
 @pytest.mark.parametrize(
+    "key", ["steps", "seed", "ppo.copies", "ppo.clip", "ppo.anneal_steps", "ppo.max_gradient_norm", "domain.horizon"]
+)
+@pytest.mark.parametrize("word", ["yes", "no", "true", "off"])
+def test_no_yes_is_taken_for_a_number(key, word):
+    with pytest.raises(UserError) as error:
+        configuration(f"{key}={word}")
+    value = {"yes": "true", "true": "true", "no": "false", "off": "false"}[word]
+    kind = "number" if key in ("ppo.clip", "ppo.max_gradient_norm") else "integer"
+    assert str(error.value).startswith(f"{key}: {value}: Input should be a valid {kind}, for example ")
+    assert str(error.value).endswith("; YAML reads yes, no, on and off as true and false")
+
+
+@pytest.mark.parametrize("value", ["[yes]", "[64, true]"])
+def test_no_yes_in_a_list_is_taken_for_a_number(value):
+    with pytest.raises(UserError, match=r"policy.hidden_sizes: \[.*true\]: Input should be a valid integer"):
+        configuration(f"policy.hidden_sizes={value}")
+
+
+def test_a_domains_own_settings_refuse_booleans_where_they_ask_for_numbers():
+    class Mine(DomainSettings):
+        size: int = 3
+        share: float | None = None
+        shares: tuple[float, ...] = ()
+        wild: bool = False
+        either: int | bool = 0
+
+    for key, value in (("size", True), ("share", False), ("shares", [0.5, True])):
+        with pytest.raises(ValidationError, match="should be a valid"):
+            Mine(**{key: value})
+    mine = Mine(size=2.0, share=1, shares=[1, 2], wild=True, either=True)
+    assert (mine.size, mine.share, mine.shares, mine.wild, mine.either) == (2, 1.0, (1.0, 2.0), True, True)
+
+
+def test_numbers_may_be_written_in_scientific_notation():
+    c = configuration("steps=1e6", "domain.horizon=1E2", "ppo.learning_rate=1e-3", "ppo.copies=1.28e+2", "seed=2_0e1")
+    assert (c.steps, c.domain.horizon, c.ppo.learning_rate, c.ppo.copies, c.seed) == (1_000_000, 100, 0.001, 128, 200)
+    assert isinstance(c.steps, int)
+    c = configuration("policy.hidden_sizes=[1e2, 64]", "parallel.collectors=1e1", "ppo.anneal_steps=5e5")
+    assert (c.policy.hidden_sizes, c.parallel.collectors, c.ppo.anneal_steps) == ((100, 64), 10, 500_000)
+    assert parse_override("domain.border=1e3x") == {"domain": {"border": "1e3x"}}
+    assert parse_override("domain.border='1e3'") == {"domain": {"border": "1e3"}}
+    for text in ("1.5", "1.5e0", "1e-3"):
+        with pytest.raises(UserError, match=rf"steps: {float(text)}: Input should be a valid integer, for example"):
+            configuration(f"steps={text}")
+    with pytest.raises(UserError, match="steps: inf: Input should be a finite number"):
+        configuration("steps=1e400")
+
+
+def test_a_text_that_looks_like_a_number_is_read_back_as_a_text(monkeypatch):
+    class Named(DomainSettings):
+        label: str = "1e3"
+
+    monkeypatch.setattr(domain_class("ring:Ring"), "Settings", Named)
+    c = configuration(env="ring:Ring")
+    assert yaml.safe_load(c.to_yaml())["domain"]["label"] == "1e3"
+    assert resolve([("config.yaml", parse_override(f"x={c.to_yaml()}")["x"])], 4) == c
+
+
+def test_a_domains_setting_without_a_default_is_asked_for(monkeypatch):
+    class Needy(DomainSettings):
+        size: int
+
+    monkeypatch.setattr(domain_class("ring:Ring"), "Settings", Needy)
+    with pytest.raises(UserError, match=r"domain.size: has no default; give it a value, for example with --set domain"):
+        configuration(env="ring:Ring")
+
+
+def test_of_settings_that_do_not_go_together_the_last_one_is_blamed(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("env: warehouse\nppo:\n  clip: 0.1\n  rollout_length: 33\n  minibatch_size: 660\n")
+
+    def complaint(*layers):
+        with pytest.raises(UserError) as error:
+            resolve([(str(file), load_yaml(file)), *layers], 4)
+        return str(error.value)
+
+    assert complaint() == f"ppo: sequence_length 20 must divide rollout_length 33 ({file}, line 4)"
+    clip = ("--set ppo.clip=0.3", {"ppo": {"clip": 0.3}})
+    assert complaint(clip) == complaint(), "the last one that the message is about"
+    length = ("--set ppo.sequence_length=7", {"ppo": {"sequence_length": 7}})
+    assert complaint(length, clip).endswith("(--set ppo.sequence_length=7)")
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("ppo: {copies: 2", "line 1: no valid YAML"),
+        ("seed: 2024-02-31", "no valid YAML: day is out of range for month"),
+        ("ppo:\n\tcopies: 3\n", "line 2: no valid YAML: found character '.t' that cannot start any token; indent with"),
+        ("? [a, b]\n: 3\n", "line 1: no valid YAML: found unhashable key"),
+        ("env: \x00", r"no valid YAML: unacceptable character #x0000: special characters are not allowed$"),
         ("seed: 1\nppo: {copies: 2}\nppo: {clip: 0.1}\n", "line 3: no valid YAML: key 'ppo' stands here for a second"),
         ("- a\n- b\n", "a configuration is a mapping of keys to values, not list"),
         ("!!python/object/apply:os.system ['true']", "no valid YAML"),
@@ -195,6 +330,13 @@ def test_bad_files_are_named(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
         load_yaml(file)
     assert str(file) in str(error.value)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes("env: warehouse # größer\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"mine.yaml: no text in UTF-8 \(byte 20\); save it as such$"):
+        load_yaml(file)
 
 
 def test_a_bad_value_is_named_with_its_line(tmp_path):
@@ -255,6 +397,31 @@ def test_layout_gives_every_agent_one_owner_in_balanced_blocks(n_agents, n_ranks
         sizes = [len(block) for block in owned]
         assert max(sizes) - min(sizes) <= 1
         assert sizes[0] == min(sizes), "rank 0 has other things to do as well"
+
+
+def test_what_is_rounded_up_to_whole_rollouts_and_episodes_is_said():
+    """Units of the warehouse: 5 rollouts of 20 steps in 64 copies are one episode of 100 steps in each, 6,400 steps."""
+    why = (
+        ", to multiples of 6,400 steps per agent: whole rollouts of 20 steps in 64 copies, and whole episodes of 100 "
+        "steps"
+    )
+    assert rounding(configuration("steps=20000"), 100) == "rounded up: steps 20,000 → 25,600" + why, "no interval"
+    c = configuration("steps=20000", "evaluation.interval=12801", "predictor.interval=100")
+    assert rounding(c, 100) == (
+        "rounded up: steps 20,000 → 25,600, evaluation.interval 12,801 → 19,200, predictor.interval 100 → 6,400" + why
+    )
+    c = configuration("steps=20000", "evaluation.interval=12801", "predictor.interval=100", "mode=gs")
+    assert rounding(c, 100) == "rounded up: steps 20,000 → 25,600, evaluation.interval 12,801 → 19,200" + why
+    exact = ("steps=64000", "evaluation.interval=12800", "predictor.interval=6400")
+    assert rounding(configuration(*exact), 100) == ""
+    assert rounding(configuration(*exact, "predictor.interval=6401"), 100).startswith(
+        "rounded up: predictor.interval 6,401 → 12,800, to"
+    )
+    for key, becomes in (("steps", "25,600"), ("evaluation.interval", "19,200")):
+        c = configuration("steps=20000", "evaluation.interval=12801")
+        segments = plan(c, 100)
+        last = {"steps": segments[-1].updates.stop, "evaluation.interval": segments[0].updates.stop}[key]
+        assert f"{c.steps_after(last):,}" == becomes, "what is said is what is done"
 
 
 def test_ranks_without_work_are_refused():

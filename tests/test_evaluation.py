@@ -260,10 +260,19 @@ def test_damaged_runs_are_named(small_run, tmp_path, capsys):
     shard = run / "checkpoints" / "step_000000001600" / "rank_0000.npz"
     shard.write_bytes(shard.read_bytes()[:-1])
     assert "rank_0000.npz has" in complaint("--checkpoint=1600")
-    (run / "policies.npz").write_bytes(b"\x80\x04K\x03.")  # a pickle
-    assert "policies.npz: no policies to be read (This file contains pickled (object) data)" in complaint()
+    np.save(tmp_path / "one.npy", np.arange(3))
+    for content in (b"\x80\x04K\x03.", b"these are my policies\n", b"", (tmp_path / "one.npy").read_bytes()):
+        (run / "policies.npz").write_bytes(content)  # a pickle, a text, nothing, another format of numpy's
+        said = complaint()
+        assert "policies.npz: no policies to be read (it is no .npz file of policies); restore it\n" in said
+    np.savez(run / "policies.npz", other=np.arange(3))
+    assert "policies.npz: no policies to be read ('step is not a file in the archive'); restore it" in complaint()
     (run / "policies.npz").unlink()
-    assert "policies.npz: no policies to be read" in complaint()
+    assert (
+        "policies.npz: no policies to be read (No such file or directory); a run writes them at its eval" in complaint()
+    )
+    (run / "policies.npz").mkdir()
+    assert "policies.npz: no policies to be read (Is a directory); restore it\n" in complaint()
     (run / "config.yaml").write_text("agents: [")
     assert "config.yaml: cannot be read" in complaint()
 

@@ -16,7 +16,7 @@ from dials_mpi.config import PolicySettings, PredictorSettings, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, dataset_batches
-from dials_mpi.influence.dataset import InfluenceDataset, check_rounds, read_rounds, write_round
+from dials_mpi.influence.dataset import InfluenceDataset, check_rounds, drop_rounds, read_rounds, write_round
 from dials_mpi.influence.predictor import NO_ACTION, InfluencePredictor, train
 from dials_mpi.learning.episodes import JointEpisodes
 from dials_mpi.learning.policy import Policy
@@ -415,6 +415,25 @@ def test_a_foreign_file_is_named(tmp_path):
         list(read_rounds(tmp_path / "foreign.h5"))
     with pytest.raises(UserError, match=r"text\.h5: damaged, or no influence dataset"):
         list(read_rounds(tmp_path / "text.h5"))
+
+
+def test_a_damaged_file_to_be_added_to_is_named_and_stays(tmp_path, small_dataset):
+    path = tmp_path / "agent_0002.h5"
+    write_round(path, small_dataset, 0, 0, ATTRIBUTES)
+    whole = path.read_bytes()
+    for damaged in (b"no HDF5", whole[: len(whole) // 2], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"agent_0002\.h5: damaged \(.*\); move it away"):
+            write_round(path, small_dataset, 0, 1, ATTRIBUTES)
+        assert path.read_bytes() == damaged
+
+
+def test_dropping_all_rounds_needs_no_whole_file(tmp_path):
+    path = tmp_path / "agent_0002.h5"
+    path.write_bytes(b"no HDF5")
+    drop_rounds(path, 0)
+    assert not path.exists()
+    drop_rounds(path, 0)
 
 
 def test_dropping_rounds_leaves_the_memory_of_the_process_whole(tmp_path, small_dataset):

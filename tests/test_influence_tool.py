@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import h5py
 import pytest
 from conftest import SMALL, SMALL_TRAFFIC, CommandLine, tool, without_packages
 
@@ -95,6 +96,12 @@ def test_a_damaged_file_is_named_and_the_rest_analysed(runs, tmp_path):
     assert "left out: " in result.stderr
     assert "agent_0002.h5: damaged, or no influence dataset" in result.stderr
     assert {row["agent"] for row in rows(tmp_path / "agents.csv")} == {"0", "1", "3"}
+    with h5py.File(run / "influence" / "agent_0001.h5", "a") as file:
+        del file["round_0001"].attrs["influence_classes"]
+    result = tool("influence.py", run, "--csv", tmp_path)
+    assert result.returncode == 0
+    assert "agent_0001.h5: no influence dataset of a run (KeyError: 'influence_classes')" in result.stderr
+    assert {row["agent"] for row in rows(tmp_path / "agents.csv")} == {"0", "3"}
 
 
 def test_what_cannot_be_analysed_is_one_line(runs, tmp_path):

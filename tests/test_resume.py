@@ -1,6 +1,7 @@
 """A run that is stopped and resumed ends as one that was not."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -196,14 +197,36 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(command_line, 
     assert differences(command_line.folder / "runs" / "whole", parts) == []
 
 
-def test_without_a_whole_checkpoint_nothing_is_touched(command_line, parts):
+@pytest.mark.parametrize("left", ["damaged", "none"])
+@pytest.mark.parametrize("state", ["stopped", "running", "failed", "finished"])
+def test_without_a_whole_checkpoint_nothing_is_touched_and_the_advice_given_works(command_line, parts, left, state):
     for checkpoint in all_checkpoints(parts / "checkpoints"):
-        (checkpoint / "manifest.json").write_text("{")
-    before = (parts / "metrics.jsonl").read_bytes()
+        if left == "damaged":
+            (checkpoint / "manifest.json").write_text("{")
+        else:
+            shutil.rmtree(checkpoint)
+    facts = json.loads((parts / "run.json").read_text())
+    (parts / "run.json").write_text(json.dumps(facts | {"state": state}))
+    before = {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
     result = command_line("--resume=runs/parts")
+    if left == "none" and state in ("running", "failed"):  # it ended before there was anything to go on from
+        assert result.returncode == 0, result.stderr
+        assert differences(command_line.folder / "runs" / "whole", parts) == []
+        return
     assert result.returncode == 2
-    assert "runs/parts has no whole checkpoint" in result.stderr
-    assert (parts / "metrics.jsonl").read_bytes() == before
+    what = {"damaged": "no whole checkpoint: runs/parts/checkpoints/step_", "none": "no checkpoint any more; "}[left]
+    assert one_line(result).startswith(f"dials_mpi: --resume: runs/parts has {what}")
+    assert {file: file.read_bytes() for file in parts.rglob("*") if file.is_file() and file.name != "lock"} == {
+        file: content for file, content in before.items() if file.name != "lock"
+    }
+    advice = re.search(
+        r"start a new run with (--config \S+), without --resume and under another --name$", one_line(result)
+    )
+    if state == "stopped":
+        result = command_line(*advice[1].split(), "--name=again")
+        assert result.returncode == 0, result.stderr
+        assert differences(command_line.folder / "runs" / "whole", command_line.folder / "runs" / "again") == []
+        assert before[parts / "metrics.jsonl"] == (parts / "metrics.jsonl").read_bytes()
 
 
 def test_if_the_two_newest_are_damaged_the_best_is_used(command_line, parts):
@@ -249,11 +272,15 @@ def test_the_two_newest_and_the_best_checkpoint_are_kept(command_line):
         ),
         ("config.yaml", lambda content: b"", "runs/parts/config.yaml: no configuration of a run"),
         ("run.json", cut, "runs/parts/run.json: damaged"),
+        ("run.json", None, "runs/parts/run.json: cannot be used (No such file or directory); restore it, or start a"),
         ("run.json", lambda content: b"null", "runs/parts/run.json: damaged"),
     ],
 )
 def test_other_damaged_files_are_named_and_nothing_is_touched(command_line, parts, file, damage, message):
-    (parts / file).write_bytes(damage((parts / file).read_bytes()))
+    if damage:
+        (parts / file).write_bytes(damage((parts / file).read_bytes()))
+    else:
+        (parts / file).unlink()
     before = {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
     result = command_line("--resume=runs/parts")
     assert result.returncode == 2
@@ -275,6 +302,17 @@ def test_a_damaged_dataset_is_named_and_nothing_is_touched(command_line, parts):
     assert one_line(result).endswith("influence/agent_0002.h5: not there; goes on without its earlier rounds")
 
 
+def test_a_damaged_dataset_of_which_nothing_is_kept_is_made_anew(command_line, parts):
+    """A crash may leave one behind before there is a checkpoint that knows of it."""
+    shutil.rmtree(parts)
+    stop = {"DIALS_MPI_FAULT": "boundary:1:USR1"}  # in the middle of the first collection
+    assert command_line("--env=warehouse", *SMALL, "--name=parts", EVERY_UNIT, **stop).returncode == 75
+    (parts / "influence" / "agent_0002.h5").write_bytes(b"no HDF5")
+    result = command_line("--resume=runs/parts")
+    assert result.returncode == 0, result.stderr
+    assert differences(command_line.folder / "runs" / "whole", parts) == []
+
+
 def test_two_processes_cannot_work_on_one_run(command_line):
     endless = ["--steps=100000000", "--set=evaluation.interval=10000000", EVERY_UNIT]
     process = command_line.start("--env=warehouse", "--name=one", *SMALL, *endless)
@@ -288,15 +326,6 @@ def test_two_processes_cannot_work_on_one_run(command_line):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75
     assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
-
-
-def test_results_are_not_lost_with_their_checkpoints(command_line, parts):
-    shutil.rmtree(parts / "checkpoints")
-    before = {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
-    result = command_line("--resume=runs/parts")
-    assert result.returncode == 2
-    assert "runs/parts has no checkpoint any more" in one_line(result)
-    assert before == {file: file.read_bytes() for file in parts.rglob("*") if file.is_file()}
 
 
 def test_a_checkpoint_that_was_being_written_is_swept_away(command_line, parts):

@@ -17,6 +17,7 @@ from bench_measure import Figure, Measurement, Options, counted  # noqa: E402
 from dials_mpi.algorithms.dials import LocalLearners  # noqa: E402
 from dials_mpi.algorithms.plan import updates_per_unit  # noqa: E402
 from dials_mpi.config import Configuration, load_yaml, resolve  # noqa: E402
+from dials_mpi.extras import extra  # noqa: E402
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator  # noqa: E402
 from dials_mpi.influence.dataset import InfluenceDataset  # noqa: E402
 from dials_mpi.influence.predictor import InfluencePredictor, train  # noqa: E402
@@ -284,8 +285,9 @@ class SumoTime:
     """Wall time inside SUMO's own simulation step, of all simulators of this process."""
 
     def __init__(self, stack: ExitStack):
-        import libsumo
-        import traci.connection
+        with extra("traffic", "SUMO"):
+            import libsumo
+            import traci.connection
 
         self.seconds = 0.0
         for owner in (libsumo, traci.connection.Connection):

@@ -26,14 +26,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 from tqdm import tqdm
 
 from dials_mpi.cli import at_least
+from dials_mpi.extras import MissingExtraError, extra
 from dials_mpi.parallel.launcher import launched_rank
 from dials_mpi.runs.checkpoint import all_checkpoints, newest_whole
 from dials_mpi.runs.equality import differences
 from dials_mpi.runs.metrics import read_metrics
+
+try:
+    with extra("tests", "fault_campaign"):
+        import psutil
+except MissingExtraError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
 
 RANKS = 3
 AGENTS = 4

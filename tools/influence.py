@@ -37,6 +37,7 @@ import numpy as np  # noqa: E402
 
 from dials_mpi.cli import at_least, number  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
+from dials_mpi.extras import extra  # noqa: E402
 from dials_mpi.influence import bounds  # noqa: E402
 from dials_mpi.influence.analysis import (  # noqa: E402
     autocorrelation,
@@ -178,6 +179,8 @@ def _read_agent(file: Path, lags: int, histories: int) -> tuple[list[AgentRound]
             )
     except UserError as error:
         return [], str(error)
+    except (LookupError, TypeError, ValueError) as error:
+        return [], f"{file}: no influence dataset of a run ({type(error).__name__}: {error})"
     return rounds, ""
 
 
@@ -344,10 +347,8 @@ def draw(run: Run, rounds: Sequence[AgentRound], file: Path) -> None:
     Raises:
         UserError: no matplotlib, or the file cannot be written.
     """
-    try:
+    with extra("plots", "--figure"):
         import matplotlib
-    except ImportError as error:
-        raise UserError(f"--figure needs matplotlib ({error}); pip install 'dials_mpi[plots]'") from None
     matplotlib.use("Agg")
     figure = heat_maps(run, rounds)
     try:

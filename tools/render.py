@@ -20,18 +20,13 @@ from dials_mpi.parallel.threads import one_thread
 
 one_thread(os.environ)
 
-import matplotlib as mpl  # noqa: E402
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
-from matplotlib.animation import PillowWriter  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from dials_mpi.cli import at_least  # noqa: E402
 from dials_mpi.config import load_yaml, resolve  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
+from dials_mpi.extras import extra  # noqa: E402
 from dials_mpi.simulators.interface import Domain  # noqa: E402
 from dials_mpi.simulators.registry import make_domain  # noqa: E402
 from dials_mpi.streams import streams  # noqa: E402
@@ -68,6 +63,14 @@ def main() -> int:
 
 
 def render(arguments: argparse.Namespace) -> None:
+    with extra("plots", "pictures"):
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+
+        import matplotlib.pyplot as plt
+        from matplotlib.animation import PillowWriter
+
     kind = arguments.out.suffix.lower()
     others = {".png": ("first", "steps"), ".gif": ("at",)}
     if kind not in others:

@@ -1,5 +1,6 @@
 """When a run collects, trains, evaluates: its segments and units. Imports no torch, so that rank 0 can ask early."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -34,6 +35,36 @@ def updates_per_unit(configuration: Configuration, horizon: int) -> int:
     return math.lcm(length, horizon) // length
 
 
+def _updates(configuration: Configuration, horizon: int, steps: int) -> int:
+    """PPO updates that make up at least `steps` steps per agent, in whole units."""
+    unit = updates_per_unit(configuration, horizon)
+    return unit * -(-steps // configuration.steps_after(unit))
+
+
+def rounding(configuration: Configuration, horizon: int) -> str:
+    """A line that says which numbers of steps a run rounds up to whole units, and why; empty if it rounds none.
+
+    An interval that is as long as the run or longer divides nothing and is not mentioned.
+    """
+    c = configuration
+    asked = {"steps": c.steps, "evaluation.interval": c.evaluation.interval}
+    if c.mode == "dials":
+        asked["predictor.interval"] = c.predictor.interval
+    total = c.steps_after(_updates(c, horizon, c.steps))
+    rounded = []
+    for key, steps in asked.items():
+        becomes = c.steps_after(_updates(c, horizon, steps))
+        if becomes != steps and (key == "steps" or becomes < total):
+            rounded.append(f"{key} {steps:,} → {becomes:,}")
+    if not rounded:
+        return ""
+    unit = c.steps_after(updates_per_unit(c, horizon))
+    return (
+        f"rounded up: {', '.join(rounded)}, to multiples of {unit:,} steps per agent: whole rollouts of "
+        f"{c.ppo.rollout_length} steps in {c.ppo.copies} copies, and whole episodes of {horizon} steps"
+    )
+
+
 def plan(configuration: Configuration, horizon: int) -> list[Segment]:
     """All segments of a run; every rank comes to the same plan.
 
@@ -59,12 +90,7 @@ def plan(configuration: Configuration, horizon: int) -> list[Segment]:
 
 def _intervals(configuration: Configuration, horizon: int) -> tuple[int, int, int]:
     """Updates of the whole run, from evaluation to evaluation, and from AIP training to AIP training."""
-    unit = updates_per_unit(configuration, horizon)
-
-    def updates(steps: int) -> int:
-        """Updates that make up at least `steps` steps per agent, in whole episodes."""
-        return unit * -(-steps // (unit * configuration.ppo.rollout_steps))
-
+    updates = functools.partial(_updates, configuration, horizon)
     total = updates(configuration.steps)
     retraining = updates(configuration.predictor.interval) if configuration.mode == "dials" else total
     return total, updates(configuration.evaluation.interval), retraining

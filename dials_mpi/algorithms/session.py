@@ -99,6 +99,7 @@ class Session:
         self.layout = layout
         self.device = device
         """Where this rank's agents learn. `joint_policy` acts on the CPU."""
+        self._plan = plan(configuration, domain.horizon)
         self.exchange = Exchange(comm, layout, clock)
         self._evaluation: Generator[None, None, None] | None = None
         """On rank 0: what is left of an evaluation beside learning."""
@@ -138,14 +139,14 @@ class Session:
         if self.record:
             self.record.reference = open_run(self.record.directory.path).best_reference
         self.gather_policies()
-        segments, start = plan(self.configuration, self.domain.horizon), self.checkpoints.start
+        segments, start = self._plan, self.checkpoints.start
         collects = any(s.collection_evaluates and s.updates.start == start for s in segments)
         if self._evaluated < start and start in (0, segments[-1].updates.stop) and not collects:
             self.evaluate(start)
 
     def segments(self) -> Iterator[Segment]:
         """The main loop of every algorithm; what lies before the checkpoint of a resumed run is left out."""
-        for segment in plan(self.configuration, self.domain.horizon):
+        for segment in self._plan:
             if segment.updates.stop <= self.checkpoints.start:
                 continue
             done = max(0, self.checkpoints.start - segment.updates.start)
@@ -318,7 +319,7 @@ class Session:
         self.statistics = Means()
         if segment.evaluates:
             # A rank 0 that only coordinates has the time, unless nobody has anything else to do any more.
-            is_last = segment.updates.stop == plan(self.configuration, self.domain.horizon)[-1].updates.stop
+            is_last = segment.updates.stop == self._plan[-1].updates.stop
             self.evaluate(segment.updates.stop, together=self.layout.coordinator_works or is_last)
         self.checkpoints.boundary(segment.updates.stop)
 
@@ -357,7 +358,7 @@ class Session:
         """
         self.clock.stage = "end"
         if not stopped_by:
-            self.checkpoints.finish(plan(self.configuration, self.domain.horizon)[-1].updates.stop)
+            self.checkpoints.finish(self._plan[-1].updates.stop)
         reports = self.exchange.gather_report(self.clock.report())
         self.exchange.close()
         self.joint_policy = None

@@ -63,6 +63,8 @@ def drop_rounds(path: Path, first: int) -> None:
     """Takes rounds from `first` on out of an agent's file, which is whole before and after; harmless without a file."""
     temporary = path.with_suffix(".h5.tmp")
     temporary.unlink(missing_ok=True)
+    if not first:  # whatever it is
+        path.unlink(missing_ok=True)
     if not path.exists():
         return
     with h5py.File(path, "r") as old:
@@ -124,15 +126,22 @@ def write_round(
         attributes: what the group says of itself beside the schema: step, seed, cross-entropies and so on.
         predictor: [P] float32, the parameters of the agent's AIP as trained on this dataset.
         keep: newest rounds to keep, this one included; 0: all.
+
+    Raises:
+        UserError: what is in the file already is damaged.
     """
     name = f"round_{round_:04d}"
     temporary = path.with_suffix(".h5.tmp")
     with h5py.File(temporary, "w", libver=_CHECKSUMMED) as file:
         if path.exists():
-            with h5py.File(path, "r") as old:
-                kept = sorted(group for group in old if group != name)
-                for group in kept[-(keep - 1) :] if keep > 1 else kept if keep == 0 else []:
-                    old.copy(group, file)
+            try:
+                with h5py.File(path, "r") as old:
+                    kept = sorted(group for group in old if group != name)
+                    for group in kept[-(keep - 1) :] if keep > 1 else kept if keep == 0 else []:
+                        old.copy(group, file)
+            except (OSError, RuntimeError):
+                check_rounds(path, round_)  # HDF5 does not say which of the two files it is about
+                raise
         file.attrs.update(
             {key: attributes[key] for key in ("domain", "agent", "n_agents", "seed")},
             schema=_SCHEMA,

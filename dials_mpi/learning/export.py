@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dials_mpi.config import NetworkSettings
-from dials_mpi.errors import UserError
+from dials_mpi.extras import extra
 from dials_mpi.learning.policy import Policy
 
 FORMATS = {"torchscript": ".pt", "onnx": ".onnx"}
@@ -95,18 +95,17 @@ def to_bytes(module: PolicyModule, form: str) -> bytes:
         form: one of `FORMATS`.
 
     Raises:
-        UserError: the package that it needs is not installed.
+        MissingExtraError: the package that it needs is not installed.
     """
+    check_format(form)
     return {"torchscript": _torchscript, "onnx": _onnx}[form](module)
 
 
 def check_format(form: str) -> None:
-    """Raises UserError if the package that a form needs is not installed."""
+    """Raises MissingExtraError if the package that a form needs is not installed."""
     if form == "onnx":
-        try:
+        with extra("export", "--format onnx", ", or take torchscript"):
             import onnx  # noqa: F401
-        except ImportError as error:
-            raise UserError(f"onnx: {error}; pip install 'dials_mpi[export]', or take torchscript") from None
 
 
 def _torchscript(module: PolicyModule) -> bytes:

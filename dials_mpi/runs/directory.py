@@ -186,7 +186,9 @@ def read_facts(path: Path) -> dict[str, Any]:
         if not isinstance(facts, dict):
             raise ValueError("no facts of a run")
     except OSError as error:
-        raise UserError(f"{error.filename or path}: cannot be used ({error.strerror})") from error
+        raise UserError(
+            f"{error.filename or path}: cannot be used ({error.strerror}); restore it, or start a new run"
+        ) from error
     except ValueError as error:
         raise UserError(f"{path / 'run.json'}: damaged ({error}); restore it, or start a new run") from error
     return facts

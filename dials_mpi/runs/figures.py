@@ -8,19 +8,22 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from dials_mpi.extras import extra
 from dials_mpi.runs import published, results
 from dials_mpi.runs.reading import Run
 from dials_mpi.runs.results import Group
+
+with extra("plots", "figures"):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 WIDTH = 3.4
 """Inches, a column of a paper in two columns."""

@@ -66,7 +66,10 @@ def cut_back(folder: Path, written: dict[str, dict[str, Any]]) -> None:
     """
     for name, facts in written.items():
         path = folder / name
-        content = path.read_bytes()[: facts["size"]] if path.exists() else b""
+        try:
+            content = path.read_bytes()[: facts["size"]] if path.exists() else b""
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); restore it, or start a new run") from error
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             what = "is damaged" if len(content) == facts["size"] else f"has lost records: {len(content)} bytes"
             raise UserError(

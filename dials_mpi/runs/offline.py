@@ -52,10 +52,6 @@ def run_tool(parser: Parser, work: Callable[[argparse.Namespace], int | None], a
     except OSError as error:
         remedy = "; choose another --out" if any(action.dest == "out" for action in parser._actions) else ""
         problem = f"{error.filename}: {error.strerror}{remedy}"
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("dials_mpi"):
-            raise
-        problem = f"{error.name} is not installed; pip install 'dials_mpi[plots]' brings what the tools need"
     print(f"{parser.prog}: {problem}", file=sys.stderr)
     return 2
 

@@ -66,8 +66,11 @@ def policies_of_run(run: Path, best: bool = False, checkpoint: int | None = None
     try:
         return file, *load_policies(file)
     except _UNREADABLE as error:
-        what = str(error).partition(". ")[0] or type(error).__name__  # numpy goes on with how to read it unsafely
-        raise UserError(f"{file}: no policies to be read ({what})") from error
+        what = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if file.is_file() and not zipfile.is_zipfile(file):  # numpy takes any such file for a pickle
+            what = "it is no .npz file of policies"
+        remedy = "restore it" if file.exists() else "a run writes them at its evaluations"
+        raise UserError(f"{file}: no policies to be read ({what}); {remedy}") from error
 
 
 def _policies_of_checkpoint(folder: Path, step: int) -> tuple[Path, int, np.ndarray]:

@@ -20,19 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from dials_mpi.errors import UserError
+from dials_mpi.extras import extra
 
 _NO_FIGURES = ("step", "seconds", "round", "episodes")
 
 
 def check_installed() -> None:
-    """Raises UserError if the package is missing or cannot be loaded."""
-    try:
+    """Raises MissingExtraError if the package is missing or cannot be loaded."""
+    with extra("tensorboard", "log.tensorboard", ", or leave it false"):
         import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"log.tensorboard: {str(error).splitlines()[0]}; pip install 'dials_mpi[tensorboard]', or leave it false"
-        ) from None
 
 
 class TensorBoard:

@@ -29,13 +29,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+
+from dials_mpi.settings import Settings
 
 
-class DomainSettings(BaseModel):
+class DomainSettings(Settings):
     """Base of a domain's own settings, the `domain:` section of a configuration. Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Influence(NamedTuple):

@@ -56,8 +56,11 @@ def domain_class(env: str) -> type[Domain]:
     return cls
 
 
-def make_domain(env: str, n_agents: int, settings: DomainSettings) -> Domain:
+def make_domain(env: str, n_agents: int, settings: DomainSettings, default: str | None = None) -> Domain:
     """An instance, with what `Domain` promises checked as far as that is possible without simulating.
+
+    Args:
+        default: how `n_agents` came about, if nobody asked for that number.
 
     Raises:
         UserError: a number of agents that the domain cannot have, or a missing attribute.
@@ -66,7 +69,8 @@ def make_domain(env: str, n_agents: int, settings: DomainSettings) -> Domain:
     try:
         domain = cls(n_agents, settings)
     except ValueError as error:
-        raise UserError(f"agents: {error}") from error
+        hint = f" ({n_agents} is the default, {default}; give --agents)" if default else ""
+        raise UserError(f"agents: {error}{hint}") from error
     for attribute in ("name", "n_agents", "n_actions", "observation_size", "horizon", "influence"):
         if not hasattr(domain, attribute):
             raise UserError(

@@ -1,0 +1,30 @@
+"""The base of all settings: those of the package and those of a domain."""
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
+
+
+class Settings(BaseModel):
+    """Unknown keys are refused, and so are true and false where a number is asked for: YAML reads `yes` as true."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        types = _types(cls.model_fields[info.field_name].annotation)
+        if bool not in types and (int in types or float in types) and _holds_boolean(value):
+            raise PydanticKnownError("int_type" if int in types else "float_type")
+        return value
+
+
+def _types(annotation: Any) -> list[Any]:
+    """What an annotation is made of: int and NoneType of `int | None`."""
+    parts = get_args(annotation)
+    return [leaf for part in parts for leaf in _types(part)] if parts else [annotation]
+
+
+def _holds_boolean(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_holds_boolean, value)))
