@@ -13,12 +13,14 @@ class Agent:
     """Parameters by name (weights [in, out], biases [1, out]) and the moments of Adam."""
 
     def __init__(self, arrays: dict[str, np.ndarray]):
-        self.weights = {name: torch.tensor(array, dtype=torch.float64) for name, array in arrays.items()}
+        self.weights = {
+            name: torch.tensor(array, dtype=torch.float64, requires_grad=True) for name, array in arrays.items()
+        }
         self._moments = [[torch.zeros_like(w), torch.zeros_like(w)] for w in self.weights.values()]
         self._steps = 0
 
     def network(self, x, h):
-        """One time step: observations [S, O], memory [S, H] or None → logits [S, actions], values [S], memory."""
+        """One time step: inputs [S, in], memory [S, H] or None → outputs [S, out], memory."""
         w = self.weights
         if h is not None:
             (x_r, x_z, x_n), (u_r, u_z, u_n) = (
@@ -31,7 +33,7 @@ class Agent:
         for i in range(layers):
             x = x @ w[f"layer{i}.weight"] + w[f"layer{i}.bias"]
             x = torch.tanh(x) if i < layers - 1 else x
-        return x[:, :-1], x[:, -1], h
+        return x, h
 
     def descend(self, loss, learning_rate, max_norm) -> float:
         """A step of Adam along the gradient of `loss`, shortened to `max_norm`; returns the norm before that."""
@@ -105,8 +107,6 @@ def update(agent: Agent, rollout: dict, s, horizon: int, first_step: int, progre
     length, copies = rewards.shape
     count = length // s.sequence_length * copies
     per_minibatch = min(count, s.minibatch_size // s.sequence_length)
-    for weight in agent.weights.values():
-        weight.requires_grad_()
     for _ in range(s.epochs):
         last_epoch = []
         for batch in torch.from_numpy(permutations.permutation(count)).split(per_minibatch):
@@ -117,9 +117,9 @@ def update(agent: Agent, rollout: dict, s, horizon: int, first_step: int, progre
             for t in steps:
                 if memory is not None:
                     memory = wiped(memory, begins(first_step + t, horizon))
-                at_t, value_t, memory = agent.network(r["observations"][t, copy], memory)
-                logits.append(at_t)
-                values.append(value_t)
+                outputs, memory = agent.network(r["observations"][t, copy], memory)
+                logits.append(outputs[:, :-1])
+                values.append(outputs[:, -1])
             t = torch.stack(steps)
             distribution = torch.distributions.Categorical(logits=torch.stack(logits), validate_args=False)
             values = torch.stack(values)

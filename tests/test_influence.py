@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import reference_aip
 import torch
 
 from dials_mpi.algorithms.evaluation import evaluate_policy
@@ -17,7 +18,7 @@ from dials_mpi.errors import UserError
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, dataset_batches
 from dials_mpi.influence.dataset import InfluenceDataset, check_rounds, drop_rounds, read_rounds, write_round
-from dials_mpi.influence.predictor import NO_ACTION, InfluencePredictor, train
+from dials_mpi.influence.predictor import NO_ACTION, InfluencePredictor, train, train_by_epochs
 from dials_mpi.learning.episodes import JointEpisodes
 from dials_mpi.learning.policy import Policy
 from dials_mpi.runs.files import replace_durably
@@ -121,6 +122,52 @@ def test_training_in_a_block_equals_training_alone(recurrent, sees_actions):
         result = train(alone, mine, 0.1, np.random.default_rng(0))
         assert torch.equal(alone.network.parameters[0], block.network.parameters[agent])
         assert [loss[0] for loss in result] == [loss[agent] for loss in losses]
+
+
+@pytest.mark.parametrize(
+    ("recurrent", "classes", "sources", "minibatch", "fraction", "held_out"),
+    [
+        (0, 2, 2, 30, 0.25, 2),
+        (0, 2, 1, 7, 0.1, 1),
+        (5, 3, 2, 20, 0.3, 2),
+        (5, 2, 3, 3, 0.99, 6),
+        (0, 3, 1, 1600, 0.5, 3),
+    ],
+)
+def test_training_equals_the_reference(recurrent, classes, sources, minibatch, fraction, held_out):
+    """Seven episodes of six steps; the second agent's sources can be learned, the others' are noise and overfitted."""
+    influence = Influence(sources, classes, 4)
+
+    def rule(generator, history):
+        noise = generator.integers(classes, size=(*history.shape[:2], sources))
+        return noise if learnable.pop(0) else history[..., :1].repeat(sources, axis=-1)
+
+    learnable = [True, False, True]
+    data = made_up_dataset(3, influence, rule, episodes=7, horizon=6)
+    s = PredictorSettings(
+        recurrent_size=recurrent, hidden_sizes=(5,), learning_rate=0.01, epochs=25, minibatch_size=minibatch, patience=3
+    )
+    predictor, g = InfluencePredictor(range(3), influence, s, seed=1), torch.Generator().manual_seed(0)
+    predictor.network.parameters.add_(0.1 * torch.randn(predictor.network.parameters.shape, generator=g))
+    twins = [reference_aip.Agent(predictor.network.arrays_of(row)) for row in range(3)]
+    epochs, pauses = train_by_epochs(predictor, data, fraction, np.random.default_rng(2)), 0
+    while True:
+        try:
+            next(epochs)
+            pauses += 1
+        except StopIteration as end:
+            before, after = end.value
+            break
+    went_on = []
+    for row, twin in enumerate(twins):
+        arrays = data.history[row], data.influence_sources[row]
+        weights, best, first, more = reference_aip.train(twin, *arrays, classes, s, held_out, np.random.default_rng(2))
+        assert (before[row], after[row]) == pytest.approx((first, best), abs=1e-6)
+        flat = torch.cat([w.ravel() for w in weights.values()])
+        torch.testing.assert_close(predictor.network.parameters[row].double(), flat, atol=1e-5, rtol=0)
+        went_on.append(more)
+    assert pauses == max(went_on), "until the last agent has stopped"
+    assert min(went_on) < max(went_on)
 
 
 def test_training_never_makes_a_predictor_worse_on_held_out_episodes():

@@ -84,6 +84,8 @@ _FUNCTIONS = {
     "exp": "expm1", "sigmoid": "tanh", "mean": "sum", "round": "int", "floor": "ceil", "ceil": "floor",
 }  # fmt: skip
 """Torch's, numpy's and Python's; a name that something has not got is killed by the first test."""
+_PYTEST_TROUBLE = (4, 5)
+"""Exit codes of pytest: no such test, no test at all."""
 _ENOUGH = 10
 """A mutant may take so many times as long as the tests do without a change, and a while."""
 
@@ -293,8 +295,9 @@ class Coverage:
         self._lines.add(frame.f_lineno)
         return self._step
 
-    def pytest_collection_finish(self):
+    def pytest_collection_finish(self, session):
         self._at_import, self._lines = self._lines, set()
+        self._names = {item.nodeid: f"{item.path}::{item.nodeid.partition('::')[2]}" for item in session.items}
 
     def pytest_runtest_logreport(self, report):
         if report.when == "setup":
@@ -302,7 +305,7 @@ class Coverage:
             self._of_file.setdefault(report.nodeid.partition("::")[0], set()).update(self._lines)
         elif report.when == "teardown":
             lines = self._lines | self._at_import | self._of_file[report.nodeid.partition("::")[0]]
-            self._tests[report.nodeid] = time.monotonic() - self._begun, sorted(lines)
+            self._tests[self._names[report.nodeid]] = time.monotonic() - self._begun, sorted(lines)
             self._lines = set()
         sys.settrace(self._enter)  # pytest may have ended it
 
@@ -361,6 +364,8 @@ def failed_test(
         return None, spent
     if code is None:
         return f"no end within {seconds:.0f} s", spent
+    if not said and code in _PYTEST_TROUBLE:
+        raise UserError(f"{', '.join(tests)}: pytest could not run these tests (its exit code {code})")
     return said or f"exit code {code}", spent
 
 
