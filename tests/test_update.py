@@ -160,5 +160,7 @@ def test_episodes_may_begin_anywhere_in_a_rollout(horizon, first_steps):
     assert_same(learned(EVERYTHING, horizon, first_steps), expected(EVERYTHING, horizon, first_steps))
 
 
-def test_a_policy_without_memory_learns_from_single_steps():
-    assert_same(learned(WITHOUT_MEMORY, recurrent=0), expected(WITHOUT_MEMORY, recurrent=0))
+@pytest.mark.parametrize("length", [24, 1])
+def test_a_policy_without_memory_learns_from_single_steps(length):
+    s = WITHOUT_MEMORY.model_copy(update={"rollout_length": length, "minibatch_size": min(24, 3 * length)})
+    assert_same(learned(s, recurrent=0), expected(s, recurrent=0))

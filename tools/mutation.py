@@ -478,7 +478,10 @@ def _try_all(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_tool(parser(), work, arguments)
+    try:
+        return run_tool(parser(), work, arguments)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":
