@@ -196,6 +196,8 @@ def test_sampled_sources_follow_the_prediction(classes, sources, biases, expecte
     assert sampled.dtype == np.uint8
     shares = [np.bincount(sampled[0, :, u], minlength=classes) / 20000 for u in range(sources)]
     np.testing.assert_allclose(shares, expected, atol=0.015)
+    told = predictor.probabilities(np.zeros((1, 3, 5, 2), np.uint8))
+    np.testing.assert_allclose(told, np.broadcast_to(expected, (1, 3, 5, sources, classes)), atol=0.001)
 
 
 def test_augmented_simulator_wipes_the_predictors_memory_between_episodes():

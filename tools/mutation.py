@@ -86,7 +86,7 @@ _FUNCTIONS = {
 """Torch's, numpy's and Python's; a name that something has not got is killed by the first test."""
 _PYTEST_TROUBLE = (4, 5)
 """Exit codes of pytest: no such test, no test at all."""
-_ENOUGH = 10
+_ENOUGH = 3
 """A mutant may take so many times as long as the tests do without a change, and a while."""
 
 
