@@ -170,6 +170,22 @@ def test_training_equals_the_reference(recurrent, classes, sources, minibatch, f
     assert min(went_on) < max(went_on)
 
 
+def test_an_epoch_that_is_as_good_is_none_that_is_better():
+    """With steps too small for float32 nothing changes, and training is over after `patience` epochs."""
+    influence = Influence(sources=1, classes=2, local_state_size=4)
+    data = made_up_dataset(2, influence, lambda g, h: g.random((*h.shape[:2], 1)) < 0.5, episodes=5)
+    settings = PredictorSettings(hidden_sizes=(5,), learning_rate=1e-30, epochs=50, patience=4)
+    predictor = InfluencePredictor(range(2), influence, settings, 0)
+    assert len(list(train_by_epochs(predictor, data, 0.2, np.random.default_rng(0)))) == 3
+
+
+def test_a_dataset_of_one_episode_leaves_nothing_to_hold_out():
+    influence = Influence(sources=1, classes=2, local_state_size=4)
+    data = made_up_dataset(1, influence, lambda g, h: g.random((*h.shape[:2], 1)) < 0.5, episodes=1)
+    with pytest.raises(ValueError, match="needs two episodes at least"):
+        train(InfluencePredictor([0], influence, PredictorSettings(), 0), data, 0.2, np.random.default_rng(0))
+
+
 def test_training_never_makes_a_predictor_worse_on_held_out_episodes():
     influence = Influence(sources=1, classes=2, local_state_size=4)
     data = made_up_dataset(3, influence, lambda g, h: g.random((*h.shape[:2], 1)) < 0.5, episodes=10)

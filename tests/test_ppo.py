@@ -138,6 +138,20 @@ def test_rollout_holds_what_the_policy_that_acted_would_say_again(device):
     torch.testing.assert_close(log_probabilities, rollout.log_probabilities)
 
 
+def test_every_sequence_begins_with_the_memory_that_the_policy_had_there():
+    """In the middle of episodes, too: sequences of 4 steps, episodes of 10."""
+    _, policy, actor, _, rollout = acting(sequence_length=4, minibatch_size=60)
+    actor.collect(rollout, 4)
+    state = None
+    for t in range(20):
+        if t % 10 == 0:
+            state = policy.initial_state(6)
+        if t % 4 == 0:
+            assert torch.equal(rollout.states[:, t // 4], state)
+            assert (state.abs().max() > 0) == (t not in (0, 10, 20))
+        _, _, state = policy.step(rollout.observations[:, t], state)
+
+
 def test_first_update_sees_no_difference_to_the_policy_that_acted(device):
     """Ratio one, KL zero: sequences, memories and minibatches are cut the way they were lived."""
     _, _, actor, learner, rollout = acting(epochs=1, learning_rate=1e-12, device=device)
