@@ -103,9 +103,7 @@ class PPOSettings(Settings):
 
 class EvaluationSettings(Settings):
     interval: int = Field(50_000, ge=1, description="steps per agent between two evaluations on the GS")
-    episodes: int = Field(
-        40, ge=2, le=1_000_000, description="of an evaluation that no dataset's collection stands for"
-    )
+    episodes: int = Field(40, ge=2, le=10**9, description="of an evaluation that no dataset's collection stands for")
     copies: int = Field(10, ge=1, le=100_000, description="episodes per batch, in copies of the GS side by side")
     handcoded_episodes: int = Field(
         100, ge=0, le=10**9, description="episodes of each hand-coded controller at the start; 0: none"
