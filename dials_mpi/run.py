@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from dials_mpi import cli
 from dials_mpi.algorithms.memory import lacking
@@ -175,43 +176,14 @@ def _agree(comm, arguments: argparse.Namespace, machines: Machines, device: str)
     if comm.rank == 0:
         try:
             run_path = resume_path(arguments)
-            defaults = comm.size - 1 or _AGENTS_IN_ONE_PROCESS
-            layers = cli.layers(arguments)
-            if run_path:
-                file = run_path / "config.yaml"
-                values = [(str(file), load_yaml(file))]
-                if "env" not in values[0][1]:
-                    raise UserError(f"{file}: no configuration of a run: it has no env; restore it")
-                stored = resolve(values, defaults, arguments.env)
-                # What follows from the steps that the run was made with does not follow from those of now.
-                made = (str(file), {"ppo": {"anneal_steps": stored.ppo.anneal_steps}})
-                # With auto the command line stands for itself, as it did when the run was started.
-                layers = [made, *layers] if arguments.resume == "auto" else [*values, made, *layers]
-                configuration = resolve(layers, defaults, stored.env)
-                refuse_changes(stored, configuration, run_path)
-            else:
-                configuration = resolve(layers, defaults, arguments.env)
-            default = all(values.get("agents") is None for _, values in layers)
-            why = ("ranks - 1" if comm.size > 1 else "in one process") if default else None
-            domain = make_domain(configuration.env, configuration.agents, configuration.domain, why)
-            _check_together(configuration, domain)
+            configuration, stored, domain = _configured(arguments, run_path, comm.size)
             layout = _layout(configuration, domain, comm.size, machines.cores)
             impossible = lacking(configuration, domain, layout, machines, device)
-            new = None
-            if not run_path:
-                new = (arguments.runs or cli.RUNS) / (arguments.name or _default_name(configuration, domain))
+            path = run_path or (arguments.runs or cli.RUNS) / (arguments.name or _default_name(configuration, domain))
             if arguments.dry_run:
-                if new:
-                    if arguments.name and new.exists():
-                        raise exists(new)
-                    destination = f"would write {new}"
-                else:
-                    step = _newest_checkpoint(run_path, stored)[1].get("step", 0)
-                    destination = f"would go on with {run_path} from step {step:,}"
+                destination = _destination(arguments, path, stored)
                 _dry_run(configuration, domain, layout, machines, impossible)
-                print(destination)
-                if arguments.max_hours is not None:
-                    print(f"would stop with a checkpoint after {arguments.max_hours:g} h", flush=True)
+                print(destination, flush=True)
                 outcome = 0
             elif impossible:
                 raise UserError(impossible)
@@ -220,38 +192,13 @@ def _agree(comm, arguments: argparse.Namespace, machines: Machines, device: str)
                     check_start(domain)
                 else:
                     check_domain(domain)
+                facts = _facts(comm, configuration, domain, layout)
                 resumed = None
-                from mpi4py import MPI
-
-                facts = {
-                    "seed": configuration.seed,
-                    "ranks": comm.size,
-                    "layout": str(layout),
-                    "grid_shape": list(map(int, domain.grid_shape)),
-                    "mpi_library": MPI.Get_library_version().partition("\n")[0].strip("\0 "),
-                }
-                if run_path:
-                    held = lock(run_path, _PATIENCE if arguments.resume == "auto" else 0)
-                    resumed = _newest_checkpoint(run_path, stored)
-                    step, done = resumed[1].get("step", 0), resumed[1].get("updates", 0)
-                    segments = plan(configuration, domain.horizon)
-                    total = segments[-1].updates.stop
-                    if done > total or (done == total and read_facts(run_path).get("state") == "finished"):
-                        held.close()
-                        raise _NothingToDo(0, f"{run_path} has come to step {step:,} already: nothing to do")
-                    if arguments.resume == "auto" and (run_path / STOP_FILE).exists():
-                        held.close()
-                        raise _NothingToDo(
-                            cli.EXIT_UNFINISHED, f"{run_path / STOP_FILE}: the run stays stopped; remove it to go on"
-                        )
-                    _check_datasets(run_path, configuration, _rounds_before(segments, done))
-                    cut_back(run_path, resumed[1].get("metrics", {}))
-                    directory = RunDirectory.reopen(run_path, held, configuration.to_yaml(), step, facts)
-                    clear_after(run_path / "checkpoints", step)
+                if stored:
+                    directory, resumed = _reopened(arguments, path, stored, configuration, domain, facts)
                 else:
-                    directory = RunDirectory(new, configuration.to_yaml(), facts, or_next=not arguments.name)
-                path = str(directory.path.resolve())
-                outcome = configuration.model_dump(mode="json"), resumed, path
+                    directory = RunDirectory(path, configuration.to_yaml(), facts, or_next=not arguments.name)
+                outcome = configuration.model_dump(mode="json"), resumed, str(directory.path.resolve())
         except UserError as error:
             outcome = error
         except _NothingToDo as nothing:
@@ -260,6 +207,109 @@ def _agree(comm, arguments: argparse.Namespace, machines: Machines, device: str)
     barrier(comm)  # polite, while rank 0 reads and the others are still starting
     outcome = comm.bcast(outcome, root=0)
     return outcome if isinstance(outcome, int | UserError) else (*outcome, directory)
+
+
+def _configured(
+    arguments: argparse.Namespace, run_path: Path | None, n_ranks: int
+) -> tuple[Configuration, Configuration | None, Domain]:
+    """What the command line asks for, what the run that is to go on was stored with (None for a new one), the domain.
+
+    Args:
+        run_path: of the run that is to go on, or None.
+
+    Raises:
+        UserError: bad input; changes that a resumed run must not make.
+    """
+    layers, stored, named = cli.layers(arguments), None, arguments.env
+    default_agents = n_ranks - 1 or _AGENTS_IN_ONE_PROCESS
+    if run_path:
+        file = run_path / "config.yaml"
+        values = (str(file), load_yaml(file))
+        if "env" not in values[1]:
+            raise UserError(f"{file}: no configuration of a run: it has no env; restore it")
+        stored = resolve([values], default_agents, named)
+        # What follows from the steps that the run was made with does not follow from those of now.
+        made = (str(file), {"ppo": {"anneal_steps": stored.ppo.anneal_steps}})
+        # With auto the command line stands for itself, as it did when the run was started.
+        layers = [made, *layers] if arguments.resume == "auto" else [values, made, *layers]
+        named, default_agents = stored.env, stored.agents
+    configuration = resolve(layers, default_agents, named)
+    if stored:
+        refuse_changes(stored, configuration, run_path)
+    by_default = None
+    if all(values.get("agents") is None for _, values in layers):
+        by_default = "ranks - 1" if n_ranks > 1 else "in one process"  # not of a run that goes on: its N is possible
+    domain = make_domain(configuration.env, configuration.agents, configuration.domain, by_default)
+    _check_together(configuration, domain)
+    return configuration, stored, domain
+
+
+def _destination(arguments: argparse.Namespace, path: Path, stored: Configuration | None) -> str:
+    """What a dry run says of the run directory.
+
+    Args:
+        stored: the configuration of the run that would go on; None for a new run.
+
+    Raises:
+        UserError: a run of that name exists already; the one that would go on has no whole checkpoint.
+    """
+    if stored:
+        text = f"would go on with {path} from step {_newest_checkpoint(path, stored)[1].get('step', 0):,}"
+    elif arguments.name and path.exists():
+        raise exists(path)
+    else:
+        text = f"would write {path}"
+    if arguments.max_hours is not None:
+        text += f"\nwould stop with a checkpoint after {arguments.max_hours:g} h"
+    return text
+
+
+def _facts(comm, configuration: Configuration, domain: Domain, layout: Layout) -> dict[str, Any]:
+    """What `run.json` says of a start, beside what every run directory says of itself."""
+    from mpi4py import MPI
+
+    return {
+        "seed": configuration.seed,
+        "ranks": comm.size,
+        "layout": str(layout),
+        "grid_shape": list(map(int, domain.grid_shape)),
+        "mpi_library": MPI.Get_library_version().partition("\n")[0].strip("\0 "),
+    }
+
+
+def _reopened(
+    arguments: argparse.Namespace,
+    path: Path,
+    stored: Configuration,
+    configuration: Configuration,
+    domain: Domain,
+    facts: dict[str, Any],
+) -> tuple[RunDirectory, tuple[str | None, dict]]:
+    """The directory of a run that goes on, cut back to its newest whole checkpoint, and that.
+
+    Args:
+        stored, configuration: before and now.
+
+    Raises:
+        UserError: something is damaged, or another process is at work on the run; nothing has been touched.
+        _NothingToDo: it has come to its end, or a person has stopped it.
+    """
+    held = lock(path, _PATIENCE if arguments.resume == "auto" else 0)
+    resumed = _newest_checkpoint(path, stored)
+    step, done = resumed[1].get("step", 0), resumed[1].get("updates", 0)
+    segments = plan(configuration, domain.horizon)
+    total = segments[-1].updates.stop
+    if done > total or (done == total and read_facts(path).get("state") == "finished"):
+        held.close()
+        raise _NothingToDo(0, f"{path} has come to step {step:,} already: nothing to do")
+    if arguments.resume == "auto" and (path / STOP_FILE).exists():
+        held.close()
+        raise _NothingToDo(cli.EXIT_UNFINISHED, f"{path / STOP_FILE}: the run stays stopped; remove it to go on")
+    _check_datasets(path, configuration, _rounds_before(segments, done))
+    cut_back(path, resumed[1].get("metrics", {}))
+    directory = RunDirectory.reopen(path, held, configuration.to_yaml(), step, facts)
+    clear_after(path / "checkpoints", step)
+    return directory, resumed
 
 
 class _NothingToDo(Exception):  # noqa: N818 - no error

@@ -167,7 +167,8 @@ def open_run(path: Path) -> Run:
         if not isinstance(facts, dict):
             raise ValueError("no facts of a run")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: cannot be read ({error})".replace("\n", " ")) from error
+        what = getattr(error, "problem", None) or error  # YAML's whole message has several lines
+        raise UserError(f"{file}: cannot be read ({what})") from error
     records = _read(path / "metrics.jsonl", ("step", "phase"))
     timing = _read(path / "timing.jsonl", ("seconds",))
     if len(records) - len(timing) > 1:  # one may be just being written
