@@ -148,7 +148,7 @@ def test_every_sequence_begins_with_the_memory_that_the_policy_had_there():
             state = policy.initial_state(6)
         if t % 4 == 0:
             assert torch.equal(rollout.states[:, t // 4], state)
-            assert (state.abs().max() > 0) == (t not in (0, 10, 20))
+            assert (state.abs().max() > 0) == (t > 0)
         _, _, state = policy.step(rollout.observations[:, t], state)
 
 
