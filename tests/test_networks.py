@@ -146,3 +146,12 @@ def test_adam_equals_torchs_with_a_gradient_limit_per_agent():
         norms = net.gradients.norm(dim=1)
         torch.testing.assert_close(mine.step(1e-2, max_gradient_norm=0.5), norms)
         torch.testing.assert_close(net.parameters, torch.stack(twins).detach())
+
+
+@pytest.mark.parametrize(("activation", "gain"), [("tanh", 5 / 3), ("relu", 2**0.5)])
+def test_initial_weights_are_orthogonal_with_the_usual_gains_and_biases_zero(activation, gain):
+    first = network([1, 2], hidden=(8,), activation=activation).arrays_of(1)
+    for name, of_name in {"gru.hidden": 1.0, "layer0.weight": gain, "layer1.weight": 1.0}.items():
+        for part in torch.from_numpy(first[name]).split(H, dim=1):
+            torch.testing.assert_close(part.T @ part, of_name**2 * torch.eye(part.shape[1]), atol=1e-5, rtol=0)
+    assert all(not array.any() for name, array in first.items() if "bias" in name)
