@@ -86,7 +86,10 @@ def test_a_run_that_no_machine_here_can_hold_is_refused_before_anything_is_built
             "steps: 1,000,000,000,000,000 steps are 22,321,428,572 times evaluation.interval",
         ),
         (["--set=evaluation.episodes=1000000000"], "evaluation.episodes: 1,000,000,000 episodes, 25 side by side"),
-        (["--set=dataset.steps=1000000000000"], "dataset.steps: 10,000,000,000 episodes, 25 side by side"),
+        (
+            ["--set=dataset.steps=1000000000", "--set=dataset.copies=1"],
+            "dataset.steps: 10,000,000 episodes, 1 side by side",
+        ),
         (["--steps=10000000000000000000"], "steps: 10000000000000000000: Input should be less than or equal to"),
         (["--agents=4000000000"], "agents: 4000000000: Input should be less than or equal to 2147483647"),
     ],

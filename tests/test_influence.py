@@ -147,8 +147,7 @@ def test_training_equals_the_reference(recurrent, classes, sources, minibatch, f
     s = PredictorSettings(
         recurrent_size=recurrent, hidden_sizes=(5,), learning_rate=0.01, epochs=25, minibatch_size=minibatch, patience=3
     )
-    predictor, g = InfluencePredictor(range(3), influence, s, seed=1), torch.Generator().manual_seed(0)
-    predictor.network.parameters.add_(0.1 * torch.randn(predictor.network.parameters.shape, generator=g))
+    predictor = InfluencePredictor(range(3), influence, s, seed=1)
     twins = [reference_aip.Agent(predictor.network.arrays_of(row)) for row in range(3)]
     epochs, pauses = train_by_epochs(predictor, data, fraction, np.random.default_rng(2)), 0
     while True:
@@ -168,6 +167,24 @@ def test_training_equals_the_reference(recurrent, classes, sources, minibatch, f
         went_on.append(more)
     assert pauses == max(went_on), "until the last agent has stopped"
     assert min(went_on) < max(went_on)
+
+
+@pytest.mark.parametrize(("sources", "classes"), [(2, 2), (1, 2), (3, 4)])
+def test_a_predictor_that_knows_nothing_yet_learns_the_right_way(sources, classes):
+    """All logits are 0, as of a new one on empty roads: a class's gradient is its predicted less its true share."""
+    influence = Influence(sources, classes, local_state_size=3)
+    predictor = InfluencePredictor([0], influence, PredictorSettings(hidden_sizes=(5,)), seed=None)
+    seen = torch.tensor([[0], [1], [1], [1]]).expand(4, sources)  # three in four are of class 1
+    samples = torch.zeros(1, 1, 4, 3), torch.zeros(1, 1, 4, dtype=torch.int16), seen[None, None]
+    loss = predictor.cross_entropy(*samples)
+    assert loss.item() == pytest.approx(np.log(classes))
+    predictor.network.backward(loss.sum())
+    biases = predictor.network.gradients[0, -predictor.network.shapes["layer1.bias"][1] :].numpy()
+    if predictor.bernoulli:
+        expected = np.full(sources, 1 / 2 - 3 / 4)
+    else:
+        expected = np.tile([1 / classes - 1 / 4, 1 / classes - 3 / 4, *[1 / classes] * (classes - 2)], sources)
+    np.testing.assert_allclose(biases, expected / sources, atol=1e-6)
 
 
 def test_an_epoch_that_is_as_good_is_none_that_is_better():

@@ -153,7 +153,10 @@ class InfluencePredictor:
         if self.bernoulli:
             # Of operations whose vectorised and scalar forms agree to the bit, unlike torch's own loss: where a vector
             # ends and single values begin depends on how many agents are stacked.
-            losses = logits.clamp(min=0) - logits * sources.float() + torch.log1p(torch.exp(-logits.abs()))
+            # Half of x + |x| is max(0, x), but with the right gradient at 0, where all logits of a new predictor are
+            # while its local state is.
+            magnitudes = logits.abs()
+            losses = 0.5 * (logits + magnitudes) - logits * sources.float() + torch.log1p(torch.exp(-magnitudes))
         else:
             # The class axis goes last: [A, L, S, U, C].
             log_probabilities = torch.log_softmax(logits.unflatten(-1, (self._sources, self._classes)), dim=-1)
