@@ -32,6 +32,7 @@ setup(
         "tests": [
             "pytest>=7.4",
             "pytest-mpi>=0.6",
+            "pytest-xdist>=3.5",
             "psutil>=5.9",
             "ruff>=0.6",
             "onnx>=1.15",

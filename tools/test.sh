@@ -6,5 +6,6 @@ source tools/environment.sh
 environment tests,traffic,envs,plots
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+# A file's tests stay together: some share a run that takes a while to make, or a Slurm.
+python -m pytest --numprocesses auto --dist loadfile "$@"
 mpirun -n 5 python -m pytest --with-mpi
