@@ -7,5 +7,5 @@ environment tests,traffic,envs,plots
 ruff check .
 ruff format --check .
 # A file's tests stay together: some share a run that takes a while to make, or a Slurm.
-python -m pytest --numprocesses auto --dist loadfile "$@"
+python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile "$@"
 mpirun -n 5 python -m pytest --with-mpi
