@@ -4,6 +4,7 @@ import os
 import re
 import sys
 
+from dials_mpi.parallel.failure import EXIT_FAILURE
 from dials_mpi.parallel.launcher import check_size, launched_rank
 from dials_mpi.parallel.threads import keep_freed_memory, one_thread
 
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = cli.evaluation_parser().parse_args(argv[1:]) if evaluates else cli.parser().parse_args(argv)
     try:
         if evaluates:
-            return evaluate(arguments)
+            return _evaluate(arguments)
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
@@ -37,6 +38,14 @@ def main(argv: list[str] | None = None) -> int:
         if launched_rank() == 0:
             print(f"dials_mpi: {error}", file=sys.stderr, flush=True)
         return cli.EXIT_USAGE
+
+
+def _evaluate(arguments) -> int:
+    try:
+        return evaluate(arguments)
+    except FloatingPointError as error:  # what a domain gave; a run reports it itself
+        print(f"dials_mpi: {error}", file=sys.stderr, flush=True)
+        return EXIT_FAILURE
 
 
 def _cause(error: Exception) -> str:

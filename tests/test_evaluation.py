@@ -301,3 +301,19 @@ def test_the_command_needs_no_mpi_library_and_refuses_many_ranks(small_run, tmp_
     result = command_line("evaluate", str(small_run), ranks=2)
     assert one_line(result) == "dials_mpi: evaluate: works in one process, not in 2; start it without mpirun or srun"
     assert result.returncode == 2
+
+
+def test_a_value_that_is_not_finite_is_named_when_policies_are_evaluated(command_line):
+    env = "--env=ring:Breaks"
+    small = ["--steps=80", "--set=ppo.copies=4", "--set=ppo.rollout_length=20", "--set=ppo.sequence_length=1"]
+    small += ["--set=ppo.minibatch_size=40", "--set=dataset.steps=40", "--set=evaluation.copies=12"]
+    small += ["--set=evaluation.episodes=12", "--set=evaluation.handcoded_episodes=0", "--set=domain.step=99"]
+    result = command_line(env, "--agents=4", "--name=r", *small)
+    assert result.returncode == 0, result.stderr
+    broken = ["--set=domain.step=7", "--set=domain.simulator=global", "--no-references"]
+    result = command_line("evaluate", "runs/r", env, *broken)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "dials_mpi: domain ring: GlobalSimulator: reward nan at step 7, agent 2, copy 10 is not finite"
+    )
+    assert "Traceback" not in result.stderr
