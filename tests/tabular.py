@@ -163,13 +163,25 @@ def exact_influence(policies: np.ndarray, agent: int, turn: np.ndarray = TURN) -
     return result
 
 
-def given_part(
+def given_local_states(exact: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """P(x_0 … x_t) and I(u = 1 | x_0 … x_t), from what `exact_influence` says of whole histories."""
+    return _given_part(exact, lambda t: sum(4**k for k in range(t + 1)))
+
+
+def given_last_step(exact: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same for a_{t-1} x_t alone, by who does not know of t more than whether it is the first step."""
+    first, *later = _given_part(exact, lambda t: 0b11 if t else 0b1)
+    ones = np.mean([p * influence for p, influence in later], axis=0)
+    p = np.mean([p for p, _ in later], axis=0)
+    return [first, *[(p, ones / p)] * len(later)]
+
+
+def _given_part(
     exact: list[tuple[np.ndarray, np.ndarray]], part: Callable[[int], int]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """P(h_t) and I(u = 1 | h_t) for what is left of a history, where I(u | l_t) is known: by summing over the rest.
+    """By summing over the rest of the histories.
 
     Args:
-        exact: as of `exact_influence`.
         part: of t, which bits of a history's number are left.
     """
     result = []
@@ -178,16 +190,6 @@ def given_part(
         left = np.bincount(which, weights=p)
         result.append((left, np.bincount(which, weights=p * influence) / left))
     return result
-
-
-def local_states_alone(t: int) -> int:
-    """For `given_part`: x_0 x_1 … x_t."""
-    return sum(4**k for k in range(t + 1))
-
-
-def last_step(t: int) -> int:
-    """For `given_part`: a_{t-1} x_t."""
-    return 0b11 if t else 0b1
 
 
 def values(influence: list[np.ndarray], turn: np.ndarray, reward: np.ndarray, policy=None) -> list[np.ndarray]:

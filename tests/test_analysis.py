@@ -180,22 +180,17 @@ def toggling():
 
 
 @pytest.mark.parametrize(
-    ("recurrent", "sees_actions", "part"),
-    [
-        (True, True, None),
-        (True, False, tabular.local_states_alone),
-        (False, True, tabular.last_step),
-    ],
+    ("recurrent", "sees_actions", "given"),
+    [(True, True, None), (True, False, tabular.given_local_states), (False, True, tabular.given_last_step)],
     ids=["history", "local states of it", "last step of it"],
 )
-def test_an_aip_comes_to_what_it_sees_of_the_action_local_state_history(toggling, recurrent, sees_actions, part):
+def test_an_aip_comes_to_what_it_sees_of_the_action_local_state_history(toggling, recurrent, sees_actions, given):
     domain, dataset, exact = toggling
-    predictor = trained(domain, dataset, recurrent, sees_actions=sees_actions)
+    predictor = trained(domain, dataset, recurrent, sees_actions=sees_actions, patience=12)
     for agent in range(2):
         unseen = 0.0
-        if part:
-            seen = tabular.given_part(exact[agent], part)
-            unseen = conditional_entropy(seen) - conditional_entropy(exact[agent])
+        if given:
+            unseen = conditional_entropy(given(exact[agent])) - conditional_entropy(exact[agent])
             assert unseen > 0.03, "what it does not see would tell it something"
         assert excess(domain, predictor, agent, exact) == pytest.approx(unseen, abs=0.004)
 

@@ -454,8 +454,10 @@ def test_a_rank_that_fails_alone_at_the_start_ends_the_job(command_line, broken)
     assert result.returncode not in (0, 2)
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(command_line):
-    result = command_line("--env", "warehouse", "--agents", "9", "--dry-run", *SMALL, "--steps=1.5e3", ranks=3)
+@pytest.mark.parametrize("sees_actions", ["false", "true"])
+def test_dry_run_prints_the_plan_and_writes_nothing(command_line, sees_actions):
+    more = [f"--set=predictor.sees_actions={sees_actions}", *SMALL, "--steps=1.5e3"]
+    result = command_line("--env", "warehouse", "--agents", "9", "--dry-run", *more, ranks=3)
     assert result.returncode == 0, result.stderr
     plan = ("border: scripted", "keeps what the interface promises", "3 ranks: rank 0", "memory:", "time: about")
     phases = ("collecting datasets", "AIP training", "updates of the largest block", "evaluation")
