@@ -284,7 +284,7 @@ def test_arrays_of_a_simulator_are_its_own_again_at_its_next_step():
 
     class Draws(Tabular):
         def global_simulator(self, copies, controller=None):
-            return ReusingDraws(copies)
+            return ReusingDraws(self, range(2), copies)
 
     check_domain(ring(gs=Reusing))
     check_domain(Draws(2, DomainSettings()))

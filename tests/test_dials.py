@@ -68,7 +68,7 @@ class Watched:
         return [record for record in self.records if record["phase"] == name]
 
     def policy(self):
-        c = resolve([("run", open_run(self.path).configuration)], 2)
+        c = resolve([("run", open_run(self.path).configuration)], 2, "bets:Bets")
         return load_policy(self.path, c, bets.Bets(2, DomainSettings()))[2]
 
 
@@ -106,7 +106,7 @@ def test_learners_are_influenced_by_the_predictors_of_each_round_and_by_no_other
         for agent in range(2):
             assert np.array_equal(used[agent], trained.rounds[agent][round_].predictor)
     assert len(untrained.used) == 1, "never trained"
-    c = resolve([("run", open_run(untrained.path).configuration)], 2)
+    c = resolve([("run", open_run(untrained.path).configuration)], 2, "bets:Bets")
     first = InfluencePredictor(range(2), bets.Bets.influence, c.predictor, c.seed).network.parameters
     assert torch.equal(untrained.used[0], first)
 
@@ -138,7 +138,7 @@ def test_every_round_learns_the_influence_of_the_policies_as_they_are_then(train
 
 
 def settings(watched):
-    return resolve([("run", open_run(watched.path).configuration)], 2).predictor
+    return resolve([("run", open_run(watched.path).configuration)], 2, "bets:Bets").predictor
 
 
 def test_evaluated_returns_are_those_of_the_policies(trained, untrained):

@@ -31,7 +31,7 @@ def _rings(monkeypatch):
 def configuration(env="warehouse", agents=4, settings=SMALL, **values):
     """Of `SMALL`, without its steps."""
     layers = [("SMALL", parse_override(a.removeprefix("--set="))) for a in settings if a.startswith("--set=")]
-    return resolve([("--env", {"env": env}), *layers, ("more", values)], agents)
+    return resolve([("--env", {"env": env}), *layers, ("more", values)], agents, env)
 
 
 def domain_of(c):

@@ -130,7 +130,7 @@ def test_a_new_run_and_a_resumed_one_say_their_grid(lights, command_line):
     assert facts.pop("grid_shape") == [1, 4]
     (folder / "run.json").write_text(json.dumps(facts))  # as an older version leaves it
     assert open_run(folder).grid_shape == (2, 2), "a guess"
-    assert command_line("--resume=runs/r").returncode == 0
+    assert command_line("--resume=runs/r", "--env=ring:Ring").returncode == 0
     assert open_run(folder).grid_shape == (1, 4)
 
 

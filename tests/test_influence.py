@@ -229,7 +229,7 @@ def test_sampled_sources_follow_the_prediction(classes, sources, biases, expecte
     assert sampled.dtype == np.uint8
     shares = [np.bincount(sampled[0, :, u], minlength=classes) / 20000 for u in range(sources)]
     np.testing.assert_allclose(shares, expected, atol=0.015)
-    told = predictor.probabilities(np.zeros((1, 3, 5, 2), np.uint8))
+    told = predictor.probabilities(np.zeros((1, 3, 5, 2), np.uint8), np.zeros((1, 3, 5), np.uint8))
     np.testing.assert_allclose(told, np.broadcast_to(expected, (1, 3, 5, sources, classes)), atol=0.001)
 
 
@@ -322,7 +322,7 @@ def test_dataset_size_is_rounded_up_to_whole_episodes(steps, copies, expected):
 
 @pytest.mark.parametrize("env", ["warehouse", "traffic", "ring:Ring"])
 def test_a_batch_does_not_depend_on_who_collects_it_and_in_which_order(env):
-    c = resolve([("test", {"env": env})], 4)
+    c = resolve([("test", {"env": env})], 4, env)
     domain = make_domain(env, 4, c.domain)
     domain.horizon = 20
     policy = Policy(range(4), domain.observation_size, domain.n_actions, c.policy, seed=0)

@@ -91,7 +91,7 @@ class Watched:
 
             patch.setattr(Session, "begin", watched_from_here)
             self.path = run_here(folder, *SETTINGS, *arguments)
-        self.settings = resolve([("run", open_run(self.path).configuration)], AGENTS).ppo
+        self.settings = resolve([("run", open_run(self.path).configuration)], AGENTS, "ring:Ring").ppo
 
     def _watch_streams(self, patch, owner, name, what, which):
         original, log = getattr(owner, name), self.streams.setdefault(what, [])

@@ -30,7 +30,7 @@ one_thread(os.environ)
 from dials_mpi.algorithms.measuring import measure  # noqa: E402
 from dials_mpi.algorithms.plan import most_batches  # noqa: E402
 from dials_mpi.algorithms.scaling import PHASES, Cluster, Costs, Prediction, predict  # noqa: E402
-from dials_mpi.cli import CONFIG_HELP, ENV_HELP, at_least, layers, number  # noqa: E402
+from dials_mpi.cli import CONFIG_HELP, ENV_HELP, at_least, layers, number, path  # noqa: E402
 from dials_mpi.config import MODES, Configuration, resolve  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.parallel.layout import Layout, choose_layout  # noqa: E402
@@ -52,7 +52,7 @@ def parser() -> Parser:
     p.add_argument("--env", help=ENV_HELP)
     p.add_argument("--mode", choices=MODES, help="where agents learn (dials)")
     p.add_argument("--steps", type=at_least(1), metavar="N", help="training steps per agent")
-    p.add_argument("--config", action="append", default=[], metavar="FILE", help=CONFIG_HELP)
+    p.add_argument("--config", type=path, action="append", default=[], metavar="FILE", help=CONFIG_HELP)
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="one setting")
     p.add_argument(
         "--agents", type=at_least(1), nargs="+", metavar="N", help=f"numbers of agents ({_words(_MEASURED_AGENTS)})"
@@ -173,7 +173,7 @@ def check(a: argparse.Namespace) -> dict[str, Any]:
     """
     given = Costs.read(a.costs) if a.costs else None
     compared = []
-    for run in [open_run(path) for path in a.check]:
+    for run in map(open_run, a.check):
         configuration, layout, cluster = _of_run(run, a)
         costs = given
         if costs is None:
