@@ -45,13 +45,15 @@ class Progress:
     def reached(self, step: int, text: str = "") -> None:
         """Training has come to `step`; with a text, or after a quiet minute, a batch log gets a line.
 
-        News may come late: a step behind the last one is shown as the last one.
+        News may come late: progress stays where it is, and a text says of which step it is.
         """
+        if self._bar is not None and text:
+            self._bar.write(f"step {step:,}: {text}")
+        if text and step < self._step:
+            text += f" at step {step:,}"
         step = self._step = max(step, self._step)
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
-            if text:
-                self._bar.write(f"step {step:,}: {text}")
             return
         now = time.monotonic()
         if not text and now - self._last_line < _QUIET_SECONDS:
