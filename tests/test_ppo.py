@@ -9,6 +9,7 @@ from dials_mpi.config import PolicySettings, PPOSettings
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO, STATISTICS, episode_starts, generalised_advantages
 from dials_mpi.learning.rollout import Actor, Rollout, sample
+from dials_mpi.learning.statistics import Means
 from dials_mpi.runs.clock import Clock
 from dials_mpi.simulators.interface import DomainSettings, Step
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel
@@ -39,6 +40,36 @@ def test_first_policies_choose_by_the_initial_logits_in_every_state(recurrent):
     logits, _, _ = policy.step(observations, policy.initial_state(50))
     expected = torch.softmax(torch.tensor([2.0, 0.0, -1.0]), dim=0).expand(3, 50, 3)
     torch.testing.assert_close(torch.softmax(logits, dim=-1), expected, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("logits", [None, (2.0, 0.0, -1.0)])
+def test_first_policies_know_next_to_nothing_and_first_values_are_of_the_usual_size(logits):
+    settings = PolicySettings(hidden_sizes=(16,), initial_logits=logits)
+    head = Policy(range(2), 5, 3, settings, seed=0).network.arrays_of(1)
+    squares = torch.from_numpy(head["layer1.weight"]).square().sum(dim=0)
+    torch.testing.assert_close(squares, torch.tensor([1e-4, 1e-4, 1e-4, 1.0]))
+    assert head["layer1.bias"].tolist() == [[*(logits or (0, 0, 0)), 0]]
+
+
+def test_parameters_that_are_given_are_used_in_place_and_as_they_are():
+    settings = PolicySettings(hidden_sizes=(16,), initial_logits=(2.0, 0.0))
+    rows = Policy(range(2), 5, 2, settings, seed=0).parameters + 1
+    before = rows.clone()
+    policy = Policy(range(2), 5, 2, settings, seed=None, parameters=rows)
+    assert torch.equal(policy.parameters, before)
+    rows[1] = 0
+    assert not policy.step(torch.ones(2, 1, 5), None)[0][1].any()
+
+
+def test_means_go_on_where_they_were_written_down():
+    means = Means()
+    assert means.rows() == {}
+    assert Means.from_rows({}).rows() == {}
+    means.add({"loss": torch.tensor([1.0, 2.0])})
+    means.add({"loss": torch.tensor([2.0, 6.0])})
+    means = Means.from_rows(means.rows())
+    means.add({"loss": torch.tensor([6.0, 1.0])})
+    assert means.result()["loss"].tolist() == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("first_step", [0, 3, 9])

@@ -49,7 +49,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "dials_mpi/learning/optimiser.py": ("tests/test_networks.py", "tests/test_update.py"),
     "dials_mpi/learning/policy.py": ("tests/test_ppo.py", "tests/test_update.py", "tests/test_networks.py"),
     "dials_mpi/learning/episodes.py": ("tests/test_influence.py", "tests/test_schedule.py", "tests/test_dials.py"),
-    "dials_mpi/learning/statistics.py": ("tests/test_schedule.py",),
+    "dials_mpi/learning/statistics.py": ("tests/test_ppo.py", "tests/test_schedule.py"),
     "dials_mpi/influence/predictor.py": ("tests/test_influence.py", "tests/test_dials.py", "tests/test_analysis.py"),
     "dials_mpi/influence/augmented_simulator.py": (
         "tests/test_influence.py",
