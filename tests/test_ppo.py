@@ -70,6 +70,9 @@ def test_means_go_on_where_they_were_written_down():
     means = Means.from_rows(means.rows())
     means.add({"loss": torch.tensor([6.0, 1.0])})
     assert means.result()["loss"].tolist() == [3.0, 3.0]
+    means = Means()
+    means.add({"loss": torch.tensor([1.0])})
+    assert Means.from_rows(means.rows()).result()["loss"].tolist() == [1.0], "an agent alone"
 
 
 @pytest.mark.parametrize("first_step", [0, 3, 9])
