@@ -417,6 +417,7 @@ def test_what_is_rounded_up_to_whole_rollouts_and_episodes_is_said():
     assert rounding(configuration(*exact, "predictor.interval=6401"), 100).startswith(
         "rounded up: predictor.interval 6,401 → 12,800, to"
     )
+    assert rounding(configuration("steps=6400", "evaluation.interval=6000", "predictor.interval=6400"), 100) == ""
     for key, becomes in (("steps", "25,600"), ("evaluation.interval", "19,200")):
         c = configuration("steps=20000", "evaluation.interval=12801")
         segments = plan(c, 100)
@@ -522,6 +523,8 @@ def test_plan_covers_every_update_once_in_whole_episodes(mode, steps, evaluation
         assert segment.round is not None or not segment.collection_evaluates
     gap = unit * -(-evaluation // (unit * length))
     assert evaluated == sorted({*range(0, len(updates), gap), len(updates)}), "each evaluation once"
+    if mode != "dials":
+        assert [segment.updates.start for segment in segments] == list(range(0, len(updates), gap)), "and nothing else"
     for done in evaluated:
         collected = any(segment.collection_evaluates and segment.updates.start == done for segment in segments)
         episodes = configuration.dataset.steps // horizon if collected else configuration.evaluation.episodes
@@ -576,6 +579,21 @@ def test_noise_of_a_stream_depends_on_nothing_else(draw):
     assert np.array_equal(alone[:, 0], among_many[:, 7])
     assert np.isfinite(alone).all()
     assert len(np.unique(alone)) > 2900
+
+
+@pytest.mark.parametrize(
+    ("draw", "numbers"),
+    [
+        (uniform, lambda g, shape: g.random(shape, dtype=np.float32)),
+        (gumbel, lambda g, shape: -np.log(g.standard_exponential(shape, dtype=np.float32))),
+        (logistic, lambda g, shape: np.log((u := g.random(shape, dtype=np.float32)) / (1 - u))),
+    ],
+)
+def test_noise_is_what_the_stream_has_to_give_in_its_order_and_all_of_it(draw, numbers):
+    buffer = NoiseBuffer(streams(0, "train/actions", range(2)), (3, 2), draw)
+    drawn = np.stack([buffer.next().copy() for _ in range(300)], axis=1)
+    expected = np.stack([numbers(stream(0, "train/actions", m), (300, 3, 2)) for m in range(2)])
+    np.testing.assert_allclose(drawn, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("agents", [1, 4])

@@ -350,6 +350,10 @@ def test_changes_are_relative_to_the_mean_of_a(a, b, paired, change):
         # 4, 2, -2 and -4, of which two are as large as 4.
         ([1.0, 3.0], "2 pairs: t = 2.00, p = 0.295; sign flips p = 0.500 (not below 0.500 with so few)"),
         # Mean 0: nothing.
+        (
+            [-1.0, 1.0, -2.0, 2.0, 0.0],
+            "5 pairs: t = 0.00, p = 1.000; sign flips p = 1.000 (not below 0.062 with so few)",
+        ),
         ([-1.0, 1.0, -2.0, 2.0, -3.0, 3.0], "6 pairs: t = 0.00, p = 1.000; sign flips p = 1.000"),
     ],
 )

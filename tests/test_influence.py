@@ -25,6 +25,7 @@ from dials_mpi.runs.files import replace_durably
 from dials_mpi.simulators.interface import Influence
 from dials_mpi.simulators.registry import make_domain
 from dials_mpi.simulators.warehouse import Warehouse, WarehouseSettings
+from dials_mpi.simulators.warehouse.local_simulator import WarehouseLocalSimulator
 from dials_mpi.streams import streams
 
 SMALL = {"hidden_sizes": (16,), "learning_rate": 1e-2, "epochs": 60, "minibatch_size": 400}
@@ -231,6 +232,19 @@ def test_sampled_sources_follow_the_prediction(classes, sources, biases, expecte
     np.testing.assert_allclose(shares, expected, atol=0.015)
     told = predictor.probabilities(np.zeros((1, 3, 5, 2), np.uint8), np.zeros((1, 3, 5), np.uint8))
     np.testing.assert_allclose(told, np.broadcast_to(expected, (1, 3, 5, sources, classes)), atol=0.001)
+
+
+def test_augmented_simulator_closes_what_it_was_given():
+    class Noted(WarehouseLocalSimulator):
+        closed = False
+
+        def close(self):
+            self.closed = True
+
+    simulator = Noted(1, 0.02, copies=1)
+    predictor = InfluencePredictor([0], Warehouse.influence, PredictorSettings(), 0)
+    InfluenceAugmentedSimulator(simulator, predictor, 1).close()
+    assert simulator.closed
 
 
 def test_augmented_simulator_wipes_the_predictors_memory_between_episodes():

@@ -24,7 +24,7 @@ class Comparison:
     unit: str
     higher_is_better: bool
     a: np.ndarray
-    """[n_a] float64, of side A's runs that have the figure."""
+    """[n_a] float64, of side A's runs that have the figure; if there are pairs, of their seeds alone."""
     b: np.ndarray
     """[n_b] float64."""
     pairs: np.ndarray
@@ -34,11 +34,11 @@ class Comparison:
 
     @property
     def change(self) -> float:
-        """Of the mean, from A to B, relative to A; over the pairs if there are any. NaN if a side has nothing."""
+        """Of the mean, from A to B, relative to A; NaN if a side has nothing."""
         if not len(self.a) or not len(self.b):
             return math.nan
         mean_a = float(self.a.mean())
-        difference = float(self.pairs.mean()) if len(self.pairs) else float(self.b.mean()) - mean_a
+        difference = float(self.b.mean()) - mean_a
         return difference / abs(mean_a) if mean_a else (0.0 if difference == 0 else math.copysign(math.inf, difference))
 
     @property
