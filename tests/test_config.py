@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from dials_mpi import cli
-from dials_mpi.algorithms.plan import evaluation_at, plan, rounding, updates_per_unit
+from dials_mpi.algorithms.plan import batch_sizes, evaluation_at, most_batches, plan, rounding, updates_per_unit
 from dials_mpi.config import load_yaml, parse_override, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import check_size, launched_rank, launched_size
@@ -579,6 +579,18 @@ def test_noise_of_a_stream_depends_on_nothing_else(draw):
     assert np.array_equal(alone[:, 0], among_many[:, 7])
     assert np.isfinite(alone).all()
     assert len(np.unique(alone)) > 2900
+
+
+def test_batches_and_how_many_ranks_can_share_them_by_hand():
+    assert batch_sizes(7, 3) == [3, 3, 1]
+    assert batch_sizes(6, 3) == [3, 3]
+    # 100 episodes of 100 steps of a dataset, 25 side by side, and 100 of an evaluation, 50 side by side.
+    fewer = "evaluation.copies=50"
+    assert most_batches(configuration(fewer), 100) == 4
+    assert most_batches(configuration(fewer, "dataset.steps=10001"), 100) == 5
+    assert most_batches(configuration("evaluation.copies=10"), 100) == 10
+    assert most_batches(configuration(fewer, "mode=untrained-dials"), 100) == 2
+    assert most_batches(configuration(fewer, "mode=gs"), 100) == 1
 
 
 @pytest.mark.parametrize(

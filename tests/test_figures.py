@@ -299,6 +299,31 @@ def test_pairs_are_of_one_seed_whatever_the_order_and_number_of_runs(tmp_path):
     assert (final.a.tolist(), final.b.tolist()) == ([12.0, 16.0], [13.0, 15.0])
     assert final.change == 0
     assert "final return: only seeds on both sides are compared: 1, 2" in notes
+    for sides in ((a, b[1:]), (b[1:], a), (a, b[2:])):  # one side has all that the other one has, and more
+        found, notes = comparison.compare(*map(results.open_runs, sides))
+        final = next(c for c in found if c.name == "final return")
+        assert len(final.a) == len(final.b) == len(final.pairs) == min(map(len, sides))
+        seeds = "1, 2" if len(final.pairs) == 2 else "1"
+        assert f"final return: only seeds on both sides are compared: {seeds}" in notes
+
+
+def test_runs_without_any_evaluation_have_no_returns_to_compare(tmp_path):
+    sides = [results.open_runs([made_up(tmp_path / name, 0, [], steps=())]) for name in "ab"]
+    final = next(c for c in comparison.compare(*sides)[0] if c.name == "final return")
+    assert len(final.a) == len(final.b) == 0
+    assert np.isnan(final.change)
+
+
+def test_what_is_better_for_each_figure():
+    assert {name: higher for name, (_, higher, _) in comparison.FIGURES.items()} == {
+        "final return": True,
+        "mean return over training": True,
+        "last cross-entropy": False,
+        "speed": True,
+        "time": False,
+        "memory of all ranks": False,
+        "memory of the largest rank": False,
+    }
 
 
 def test_every_figure_of_a_comparison_by_hand(tmp_path):

@@ -60,7 +60,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "dials_mpi/algorithms/dials.py": ("tests/test_schedule.py", "tests/test_dials.py"),
     "dials_mpi/algorithms/global_ppo.py": ("tests/test_schedule.py",),
     "dials_mpi/algorithms/evaluation.py": ("tests/test_schedule.py", "tests/test_dials.py", "tests/test_evaluation.py"),
-    "dials_mpi/algorithms/plan.py": ("tests/test_config.py", "tests/test_schedule.py"),
+    "dials_mpi/algorithms/plan.py": ("tests/test_config.py", "tests/test_schedule.py", "tests/test_dry_run.py"),
     "dials_mpi/streams.py": ("tests/test_config.py", "tests/test_schedule.py"),
     "dials_mpi/simulators/noise.py": ("tests/test_config.py", "tests/test_ppo.py", "tests/test_influence.py"),
     "dials_mpi/simulators/warehouse/regions.py": ("tests/test_warehouse.py",),
