@@ -314,6 +314,11 @@ def test_runs_without_any_evaluation_have_no_returns_to_compare(tmp_path):
     assert np.isnan(final.change)
 
 
+def test_of_many_pairs_a_sample_of_signs_is_flipped_and_what_was_seen_is_in_it():
+    """All of thirty are better: of 100,000 patterns none but the one that was seen is as good, and p is never 0."""
+    assert comparison.sign_flips(np.arange(1.0, 31.0)) == 1e-5
+
+
 def test_what_is_better_for_each_figure():
     assert {name: higher for name, (_, higher, _) in comparison.FIGURES.items()} == {
         "final return": True,
