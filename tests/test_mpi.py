@@ -29,7 +29,7 @@ from dials_mpi.parallel.shared_rows import SharedRows
 from dials_mpi.parallel.waiting import wait
 from dials_mpi.run import run
 from dials_mpi.runs import faults
-from dials_mpi.runs.checkpoint import newest_whole, read_agents
+from dials_mpi.runs.checkpoint import all_checkpoints, newest_whole, read_agents, read_manifest, step_of
 from dials_mpi.runs.clock import Clock
 from dials_mpi.runs.equality import differences, different_datasets
 from dials_mpi.runs.metrics import read_metrics
@@ -348,6 +348,28 @@ def test_owners_go_on_learning_while_rank_0_evaluates(shared_folder, monkeypatch
     assert len(steps) == 5 * 40, "five evaluations of four batches of ten steps; the last one is beside nothing"
     for first in range(0, 4 * 40, 40):
         assert "meet" in events[steps[first] : steps[first + 39]], events
+
+
+@pytest.mark.parametrize("size", [size for size in SIZES if size > 2])
+def test_a_checkpoint_is_due_after_as_many_steps_also_while_rank_0_evaluates(shared_folder, monkeypatch, size):
+    """Evaluations begin every 400 steps and take a second, checkpoints are due every 480; 80 are a unit."""
+    arguments = ["--agents=4", *RUNS["ring"], "--mode=untrained-dials", "--set=evaluation.handcoded_episodes=0"]
+    arguments += ["--set=parallel.coordinator_works=false", "--set=checkpoint.steps=480", "--set=checkpoint.keep=99"]
+    step = RingGlobalSimulator.step
+
+    def slow_step(simulator, actions):
+        time.sleep(0.025)
+        return step(simulator, actions)
+
+    with sub_communicator(size) as comm:
+        if comm is not None:
+            monkeypatch.setattr(RingGlobalSimulator, "step", slow_step)
+            folder = train(comm, shared_folder, "run", *arguments)
+    if WORLD.rank:
+        return
+    checkpoints = all_checkpoints(folder / "checkpoints")
+    best = read_manifest(checkpoints[0])["best_step"]
+    assert {step_of(checkpoint) for checkpoint in checkpoints} - {best} == {480, 960, 1440, 1600} - {best}
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (5, 5, 5, 5), (5, 1, 3, 5)], ids=str)

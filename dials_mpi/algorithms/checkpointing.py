@@ -95,6 +95,7 @@ class Checkpointing:
         """On rank 0: brings it to its end."""
         self._due = 0  # the next boundary that all ranks meet at
         self._met = time.monotonic(), self.start
+        self._pace = math.inf  # seconds per update
         self._written = time.monotonic(), self.start if resumed else -1
 
     def keep(self, name: str, rows: Tensor) -> None:
@@ -203,7 +204,7 @@ class Checkpointing:
         wish = np.array([stop, write, 0, -1, False], np.int64)
         if self._rank == 0:
             wish[1] |= self._is_due(updates)
-            wish[2] = self._next_meeting(updates)
+            wish[2] = self._next_meeting(updates, writes=bool(wish[1]))
             wish[3] = self._best_updates
             wish[4] = self.is_evaluating()
         stop, write, self._due, best, evaluating = self._exchange.greatest(wish).tolist()
@@ -229,17 +230,22 @@ class Checkpointing:
         steps = self._configuration.steps_after(updates - max(before, 0))
         return time.monotonic() - then >= 60 * settings.minutes or steps >= (settings.steps or math.inf)
 
-    def _next_meeting(self, updates: int) -> int:
-        """Number of updates done then, about `boundary_seconds` from now if the pace stays what it is."""
+    def _next_meeting(self, updates: int, writes: bool) -> int:
+        """Number of updates done then, about `boundary_seconds` from now if the pace stays what it is.
+
+        Args:
+            writes: whether a checkpoint is written now.
+        """
         settings = self._configuration.checkpoint
         now = time.monotonic()
         then, before = self._met
-        pace = (now - then) / (updates - before) if updates > before else math.inf
         if updates > before:
+            self._pace = (now - then) / (updates - before)
             self._met = now, updates
-        distance = max(1, min(int(settings.boundary_seconds / pace) if pace else 1, 10**9))
+        distance = max(1, min(int(settings.boundary_seconds / self._pace) if self._pace else 1, 10**9))
         if settings.steps:
-            distance = min(distance, -(-settings.steps // self._configuration.ppo.rollout_steps))
+            since = 0 if writes else self._configuration.steps_after(updates - max(self._written[1], 0))
+            distance = min(distance, max(1, -(-(settings.steps - since) // self._configuration.ppo.rollout_steps)))
         return updates + distance
 
     def _snapshot(self, updates: int) -> _Snapshot:
