@@ -68,6 +68,8 @@ class Watched:
 
     def __init__(self, folder, *arguments):
         self.updates: list[Update] = []
+        self.acting: list[list] = []
+        """Parameters by agent and name of the policies that a rollout was collected with."""
         self.streams: dict[str, list] = {}
         """What draws → the streams that it was given, in order, each as the state that tells it from all others."""
         with pytest.MonkeyPatch.context() as patch:
@@ -117,7 +119,14 @@ class Watched:
             self.updates.append(Update(before, parameters(), rows, statistics))
             return statistics
 
+        collect = Actor.collect
+
+        def watched_actor(actor, *arguments):
+            self.acting.append([actor._policy.network.arrays_of(row) for row in range(AGENTS)])
+            return collect(actor, *arguments)
+
         patch.setattr(PPO, "update", watched)
+        patch.setattr(Actor, "collect", watched_actor)
 
 
 def state(generator):
@@ -171,6 +180,15 @@ def test_every_update_of_a_run_is_the_references_by_the_schedule_worked_out_by_h
             if done == 1 and name in ("clip_fraction", "gradient_norm"):
                 continue  # with a clip of 0 rounding decides what is clipped; nothing is learned any more
             assert float(update.statistics[name][-1]) == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("mode", ["dials", "gs"])
+def test_rollouts_are_collected_by_the_policies_as_the_last_update_left_them(runs, mode):
+    watched = runs[mode, 400]
+    assert len(watched.acting) == len(watched.updates) == 6
+    for acting, update in zip(watched.acting, watched.updates, strict=True):
+        assert all(furthest(a, b) == 0 for a, b in zip(acting, update.before, strict=True))
+    assert furthest(watched.acting[0][0], watched.acting[1][0]) > 0
 
 
 @pytest.mark.parametrize("mode", ["dials", "gs"])
