@@ -268,8 +268,14 @@ def test_a_grid_of_given_rows_and_columns_is_never_built_at_another_size():
     assert sizes_of_systems(c, 64) == [10_000]
 
 
+SEES_ACTIONS = ["--set=predictor.sees_actions=true"]
+
+
 @pytest.mark.parametrize("mode", ["dials", "untrained-dials", "gs"])
-@pytest.mark.parametrize(("env", "settings"), [("warehouse", SMALL), ("traffic", SMALL_TRAFFIC), ("ring:Ring", [])])
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [("warehouse", SMALL), ("traffic", SMALL_TRAFFIC), ("ring:Ring", []), ("ring:Ring", SEES_ACTIONS)],
+)
 def test_memory_is_counted_as_the_arrays_have_it(env, settings, mode):
     from dials_mpi.influence.dataset import InfluenceDataset
     from dials_mpi.influence.predictor import InfluencePredictor
@@ -279,7 +285,8 @@ def test_memory_is_counted_as_the_arrays_have_it(env, settings, mode):
     c = configuration(env, 4, settings, mode=mode)
     domain = domain_of(c)
     policy = Policy([0], domain.observation_size, domain.n_actions, c.policy, 0).parameters.nbytes
-    predictor = InfluencePredictor([0], domain.influence, c.predictor, 0).network.parameters.nbytes
+    predictor = InfluencePredictor([0], domain.influence, c.predictor, 0, n_actions=domain.n_actions)
+    predictor = predictor.network.parameters.nbytes
     rollout = Rollout.empty(1, c.ppo, domain.observation_size, c.policy.recurrent_size)
     rollout = sum(array.nbytes for array in rollout.arrays().values())
     episode = sum(a.nbytes for a in InfluenceDataset.empty(1, 1, domain.horizon, domain.influence).arrays().values())

@@ -7,7 +7,7 @@ moment come on top; `measuring` looks at all of it. Imports no torch, so that ra
 import math
 
 from dials_mpi.config import Configuration, NetworkSettings
-from dials_mpi.learning.parameters import parameter_shapes
+from dials_mpi.learning.parameters import parameter_shapes, predictor_outputs
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.machines import Machines
 from dials_mpi.simulators.interface import Domain
@@ -28,8 +28,8 @@ def owners_memory(configuration: Configuration, domain: Domain) -> dict[str, flo
     c, influence = configuration, domain.influence
     parts = {"networks": 4 * _policy(c, domain), "rollouts": _rollout(c, domain)}  # with gradients and two moments
     if c.mode != "gs":
-        outputs = influence.sources * (1 if influence.classes == 2 < 2 * influence.sources else influence.classes)
-        predictor = _network(influence.local_state_size, c.predictor, outputs)
+        inputs = influence.local_state_size + (domain.n_actions if c.predictor.sees_actions else 0)
+        predictor = _network(inputs, c.predictor, predictor_outputs(influence.sources, influence.classes))
         parts["networks"] += (5 if c.mode == "dials" else 1) * predictor  # and the best so far
     if c.mode == "dials":
         parts["datasets"] = -(-c.dataset.steps // domain.horizon) * episode_memory(domain)

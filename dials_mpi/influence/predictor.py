@@ -10,6 +10,7 @@ from dials_mpi.config import PredictorSettings
 from dials_mpi.influence.dataset import InfluenceDataset
 from dials_mpi.learning.networks import StackedNetwork, mean_per_agent
 from dials_mpi.learning.optimiser import Adam
+from dials_mpi.learning.parameters import predictor_outputs
 from dials_mpi.simulators.interface import Influence
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel, logistic
 from dials_mpi.stepwise import finish
@@ -55,10 +56,8 @@ class InfluencePredictor:
             raise ValueError("a predictor that sees actions needs their number")
         self._n_actions = n_actions if settings.sees_actions else 0
         self.settings = settings
-        # A single binary source is a categorical over two classes: with one output column the matrix library takes
-        # another path for one agent than for several, and rounds differently.
-        self.bernoulli = self._classes == 2 and self._sources > 1
-        outputs = self._sources * (1 if self.bernoulli else self._classes)
+        outputs = predictor_outputs(self._sources, self._classes)
+        self.bernoulli = outputs < self._sources * self._classes
         self.network = StackedNetwork(
             local_state_size + self._n_actions,
             settings.recurrent_size,

@@ -20,3 +20,12 @@ def parameter_shapes(
         shapes[f"layer{i}.bias"] = (1, size)
         width = size
     return shapes
+
+
+def predictor_outputs(sources: int, classes: int) -> int:
+    """Width of an AIP's head: a logit for each of several binary sources, else one for each class of a source.
+
+    A single binary source is a categorical over two classes: with one output column the matrix library takes another
+    path for one agent than for several, and rounds differently.
+    """
+    return sources if classes == 2 and sources > 1 else sources * classes
