@@ -1,4 +1,4 @@
-# Sourced by the job scripts, which call `train`. What to change for your cluster stands in the README.
+# Sourced by the job scripts, which call `train`. What to change for your cluster stands in docs/running.md.
 # shellcheck shell=bash
 
 # launcher HOW: sets LAUNCHER, the words that start a command on all ranks. HOW is mpirun, a plugin of srun's (pmi2, pmix,
