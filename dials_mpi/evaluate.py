@@ -7,16 +7,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dials_mpi.algorithms.plan import evaluation_at
+from dials_mpi.analysis.reading import open_run
 from dials_mpi.config import parse_override, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import launched_size
 from dials_mpi.runs.directory import versions
 from dials_mpi.runs.progress import Progress
-from dials_mpi.runs.reading import open_run
 from dials_mpi.simulators.grid import counterparts
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import make_domain
+from dials_mpi.training.plan import evaluation_at
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -37,8 +37,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     domain = make_domain(c.env, c.agents, c.domain)
     _check_same_sizes(trained_domain, domain)
 
-    from dials_mpi.algorithms.evaluation import evaluate_controller, evaluate_policy, load_policy
     from dials_mpi.learning.policy import Policy
+    from dials_mpi.training.evaluation import evaluate_controller, evaluate_policy, load_policy
 
     file, step, trained = load_policy(run.path, trained_on, trained_domain, arguments.best, arguments.checkpoint)
     placement = counterparts(domain.grid_shape, trained_domain.grid_shape)

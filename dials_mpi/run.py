@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from dials_mpi import cli
-from dials_mpi.algorithms.memory import lacking
-from dials_mpi.algorithms.plan import Segment, check_counts, most_batches, plan, rounding
 from dials_mpi.config import MAY_CHANGE, Configuration, from_values, load_yaml, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.devices import device_of_rank
@@ -26,9 +24,11 @@ from dials_mpi.runs.metrics import cut_back
 from dials_mpi.runs.progress import clock_time
 from dials_mpi.runs.stopping import STOP_FILE, EndedBySignals, StopFlag, Unfinished
 from dials_mpi.runs.tensorboard import check_installed
+from dials_mpi.scaling.memory import lacking
 from dials_mpi.simulators.conformance import check_domain, check_start
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import BUILT_IN, env_option, make_domain
+from dials_mpi.training.plan import Segment, check_counts, most_batches, plan, rounding
 
 _AGENTS_IN_ONE_PROCESS = 4
 _PATIENCE = 150.0
@@ -87,10 +87,10 @@ def _work(
         import torch
 
         linecache.clearcache()  # torch leaves sources of its own there, 2 MiB
-        from dials_mpi.algorithms.checkpointing import Resumed
         from dials_mpi.algorithms.modes import BY_MODE
-        from dials_mpi.algorithms.session import Record, Session
         from dials_mpi.influence.dataset import agent_file, drop_rounds
+        from dials_mpi.training.checkpointing import Resumed
+        from dials_mpi.training.session import Record, Session
 
         threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
         torch.set_num_threads(threads)
@@ -424,7 +424,7 @@ def _dry_run(
     configuration: Configuration, domain: Domain, layout: Layout, machines: Machines, impossible: str | None
 ) -> None:
     """Prints what a run would be, and on standard error what is being done meanwhile."""
-    from dials_mpi.algorithms.estimate import check, estimate
+    from dials_mpi.scaling.estimate import check, estimate
 
     begin = time.monotonic()
 

@@ -11,7 +11,6 @@ import yaml
 from pydantic import ValidationError
 
 from dials_mpi import cli
-from dials_mpi.algorithms.plan import batch_sizes, evaluation_at, most_batches, plan, rounding, updates_per_unit
 from dials_mpi.config import load_yaml, parse_override, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import check_size, launched_rank, launched_size
@@ -27,6 +26,7 @@ from dials_mpi.simulators.registry import (
     shipped_configurations,
 )
 from dials_mpi.streams import stream, streams, torch_seed
+from dials_mpi.training.plan import batch_sizes, evaluation_at, most_batches, plan, rounding, updates_per_unit
 
 
 def configuration(*overrides: str, env="warehouse"):

@@ -6,14 +6,14 @@ import pytest
 import torch
 from conftest import run_here
 
-from dials_mpi.algorithms.evaluation import evaluate_policy, load_policy
+from dials_mpi.analysis.reading import open_run
 from dials_mpi.config import resolve
 from dials_mpi.influence.dataset import agent_file, read_rounds
 from dials_mpi.influence.predictor import InfluencePredictor
 from dials_mpi.runs.metrics import read_metrics
-from dials_mpi.runs.reading import open_run
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.interface import DomainSettings
+from dials_mpi.training.evaluation import evaluate_policy, load_policy
 
 SETTINGS = [
     "--env=bets:Bets",

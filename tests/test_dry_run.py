@@ -8,16 +8,16 @@ import psutil
 import pytest
 from conftest import SMALL, SMALL_TRAFFIC, TESTS, wait_for
 
-from dials_mpi.algorithms import estimate, measuring
-from dials_mpi.algorithms.estimate import check, sizes_of_blocks, sizes_of_systems
-from dials_mpi.algorithms.memory import episode_memory, joint_memory, lacking, owners_memory
-from dials_mpi.algorithms.plan import check_counts, plan
-from dials_mpi.algorithms.scaling import Cluster, Costs, Curve, costly_settings, predict
 from dials_mpi.config import parse_override, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.machines import Machines, memory_here
+from dials_mpi.scaling import estimate, measuring
+from dials_mpi.scaling.estimate import check, sizes_of_blocks, sizes_of_systems
+from dials_mpi.scaling.memory import episode_memory, joint_memory, lacking, owners_memory
+from dials_mpi.scaling.model import Cluster, Costs, Curve, costly_settings, predict
 from dials_mpi.simulators.registry import make_domain
+from dials_mpi.training.plan import check_counts, plan
 
 MIB = 1 << 20
 SLEEPER = ["sleep", "86400.25"]

@@ -10,15 +10,15 @@ from conftest import CommandLine
 from test_command_line import one_line
 
 from dials_mpi.__main__ import main
-from dials_mpi.algorithms.evaluation import Returns, evaluate_controller, evaluate_policy, load_player, load_policy
+from dials_mpi.analysis.reading import open_run
 from dials_mpi.config import resolve
 from dials_mpi.errors import UserError
 from dials_mpi.learning.policy import Policy
 from dials_mpi.runs.metrics import read_metrics
 from dials_mpi.runs.policies import save_policies
-from dials_mpi.runs.reading import open_run
 from dials_mpi.simulators.grid import counterparts
 from dials_mpi.simulators.registry import make_domain
+from dials_mpi.training.evaluation import Returns, evaluate_controller, evaluate_policy, load_player, load_policy
 
 
 @pytest.fixture

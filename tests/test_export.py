@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from dials_mpi.algorithms.evaluation import load_policy
+from dials_mpi.analysis.reading import open_run
 from dials_mpi.config import resolve
 from dials_mpi.learning.networks import as_features
 from dials_mpi.learning.policy import Policy
 from dials_mpi.runs.policies import save_policies
-from dials_mpi.runs.reading import open_run
 from dials_mpi.simulators.registry import make_domain
+from dials_mpi.training.evaluation import load_policy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 

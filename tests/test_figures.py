@@ -16,7 +16,7 @@ import yaml
 from conftest import SMALL, SMALL_TRAFFIC, TESTS, CommandLine
 from matplotlib.transforms import Bbox
 
-from dials_mpi.runs import comparison, figures, published, results
+from dials_mpi.analysis import comparison, figures, published, results
 from dials_mpi.runs.metrics import Metrics
 
 TOOLS = TESTS.parent / "tools"

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from conftest import SMALL_TRAFFIC, TESTS, CommandLine, tool
 
+from dials_mpi.analysis import figures, results
+from dials_mpi.analysis.reading import open_run
 from dials_mpi.errors import UserError
-from dials_mpi.runs import figures, results
 from dials_mpi.runs.metrics import Metrics
-from dials_mpi.runs.reading import open_run
 from dials_mpi.simulators.grid import places
 
 sys.path.insert(0, str(TESTS.parent / "tools"))

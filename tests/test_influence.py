@@ -12,7 +12,6 @@ import pytest
 import reference_aip
 import torch
 
-from dials_mpi.algorithms.evaluation import evaluate_policy
 from dials_mpi.config import PolicySettings, PredictorSettings, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
@@ -27,6 +26,7 @@ from dials_mpi.simulators.registry import make_domain
 from dials_mpi.simulators.warehouse import Warehouse, WarehouseSettings
 from dials_mpi.simulators.warehouse.local_simulator import WarehouseLocalSimulator
 from dials_mpi.streams import streams
+from dials_mpi.training.evaluation import evaluate_policy
 
 SMALL = {"hidden_sizes": (16,), "learning_rate": 1e-2, "epochs": 60, "minibatch_size": 400}
 

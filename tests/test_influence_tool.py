@@ -10,11 +10,11 @@ import h5py
 import pytest
 from conftest import SMALL, SMALL_TRAFFIC, CommandLine, tool, without_packages
 
+from dials_mpi.analysis.reading import open_run
 from dials_mpi.config import PredictorSettings
 from dials_mpi.influence.analysis import predictor_distance
 from dials_mpi.influence.dataset import read_rounds
 from dials_mpi.influence.predictor import InfluencePredictor
-from dials_mpi.runs.reading import open_run
 from dials_mpi.simulators.interface import Influence
 
 

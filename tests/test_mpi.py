@@ -18,8 +18,7 @@ from mpi4py import MPI
 from ring import RingGlobalSimulator
 
 from dials_mpi import cli
-from dials_mpi.algorithms.checkpointing import Checkpointing
-from dials_mpi.algorithms.session import Session
+from dials_mpi.analysis.equality import differences, different_datasets
 from dials_mpi.config import MODES
 from dials_mpi.errors import UserError
 from dials_mpi.parallel import shared_rows
@@ -31,8 +30,9 @@ from dials_mpi.run import run
 from dials_mpi.runs import faults
 from dials_mpi.runs.checkpoint import all_checkpoints, newest_whole, read_agents, read_manifest, step_of
 from dials_mpi.runs.clock import Clock
-from dials_mpi.runs.equality import differences, different_datasets
 from dials_mpi.runs.metrics import read_metrics
+from dials_mpi.training.checkpointing import Checkpointing
+from dials_mpi.training.session import Session
 
 WORLD = MPI.COMM_WORLD
 SIZES = [size for size in (1, 2, 3, 5) if size <= WORLD.size]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
+from dials_mpi.analysis.reading import open_run
 from dials_mpi.errors import UserError
 from dials_mpi.runs.metrics import Metrics
-from dials_mpi.runs.reading import open_run
 
 
 @pytest.fixture

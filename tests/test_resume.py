@@ -13,8 +13,8 @@ import yaml
 from conftest import SMALL, SMALL_TRAFFIC, wait_for
 from test_command_line import one_line
 
+from dials_mpi.analysis.equality import differences
 from dials_mpi.runs.checkpoint import FORMAT, _digest, all_checkpoints, newest_whole, read_manifest, step_of
-from dials_mpi.runs.equality import differences
 from dials_mpi.runs.metrics import read_metrics
 from dials_mpi.runs.stopping import REASONS, StopFlag
 

@@ -8,12 +8,12 @@ import shutil
 import pytest
 from conftest import SMALL, TESTS, tool, without_packages
 
-from dials_mpi.algorithms.estimate import phase_lines
-from dials_mpi.algorithms.plan import plan
-from dials_mpi.algorithms.scaling import PHASES, Cluster, Costs, Curve, costly_settings, predict
 from dials_mpi.config import parse_override, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.layout import Layout
+from dials_mpi.scaling.estimate import phase_lines
+from dials_mpi.scaling.model import PHASES, Cluster, Costs, Curve, costly_settings, predict
+from dials_mpi.training.plan import plan
 
 HORIZON = 100
 

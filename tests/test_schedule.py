@@ -10,14 +10,14 @@ import ring
 from conftest import run_here
 
 from dials_mpi.algorithms import dials
-from dials_mpi.algorithms.session import Session
+from dials_mpi.analysis.reading import open_run
 from dials_mpi.config import resolve
 from dials_mpi.influence.predictor import InfluencePredictor
 from dials_mpi.learning.ppo import PPO, STATISTICS
 from dials_mpi.learning.rollout import Actor, Player
 from dials_mpi.runs.metrics import read_metrics
-from dials_mpi.runs.reading import open_run
 from dials_mpi.streams import stream
+from dials_mpi.training.session import Session
 
 AGENTS, COPIES, SEED = 3, 4, 7
 SETTINGS = [

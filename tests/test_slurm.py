@@ -17,8 +17,8 @@ from conftest import SMALL, TESTS, CommandLine
 from test_command_line import one_line
 from test_resume import AT_ONCE, EVERY_UNIT
 
+from dials_mpi.analysis.equality import differences
 from dials_mpi.runs.checkpoint import newest_whole
-from dials_mpi.runs.equality import differences
 from dials_mpi.runs.metrics import read_metrics
 
 CLUSTER = TESTS.parent / "tools" / "slurm_cluster.sh"

@@ -5,7 +5,7 @@ from conftest import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_command_line import one_line
 
-from dials_mpi.runs.reading import open_run
+from dials_mpi.analysis.reading import open_run
 from dials_mpi.runs.tensorboard import TensorBoard
 
 

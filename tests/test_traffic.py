@@ -13,7 +13,6 @@ import psutil
 import pytest
 import sumolib
 
-from dials_mpi.algorithms.evaluation import evaluate_controller
 from dials_mpi.errors import UserError
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.registry import make_domain
@@ -23,6 +22,7 @@ from dials_mpi.simulators.traffic.fidelity import agreement
 from dials_mpi.simulators.traffic.handcoded import FixedTime
 from dials_mpi.simulators.traffic.local_simulator import TrafficLocalSimulator
 from dials_mpi.simulators.traffic.network import GREENS, light_state
+from dials_mpi.training.evaluation import evaluate_controller
 
 BACKENDS = ("libsumo", "traci")
 

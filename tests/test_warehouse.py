@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from dials_mpi.algorithms.evaluation import evaluate_controller
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.warehouse import Warehouse, WarehouseSettings, grid_side
 from dials_mpi.simulators.warehouse.global_simulator import shelf_cells
@@ -19,6 +18,7 @@ from dials_mpi.simulators.warehouse.regions import (
     Floor,
 )
 from dials_mpi.streams import streams
+from dials_mpi.training.evaluation import evaluate_controller
 
 UP, DOWN, LEFT, RIGHT = range(4)
 

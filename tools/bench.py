@@ -32,11 +32,11 @@ from typing import Any, NamedTuple
 
 from bench_measure import USUAL_SECONDS, Figure, Options, check_counter
 
+from dials_mpi.analysis.offline import Parser, run_tool, tell
 from dials_mpi.cli import at_least
 from dials_mpi.errors import UserError
 from dials_mpi.runs.directory import git_revision, versions
 from dials_mpi.runs.files import replace_durably
-from dials_mpi.runs.offline import Parser, run_tool, tell
 from dials_mpi.runs.progress import clock_time
 
 NAME = "bench"

@@ -17,7 +17,6 @@ one_thread(os.environ)
 import torch  # noqa: E402
 from mpi4py import MPI  # noqa: E402
 
-from dials_mpi.algorithms.checkpointing import Checkpointing  # noqa: E402
 from dials_mpi.config import Configuration, resolve  # noqa: E402
 from dials_mpi.influence.predictor import InfluencePredictor  # noqa: E402
 from dials_mpi.learning.policy import Policy  # noqa: E402
@@ -28,6 +27,7 @@ from dials_mpi.runs.checkpoint import all_checkpoints  # noqa: E402
 from dials_mpi.runs.clock import Clock  # noqa: E402
 from dials_mpi.runs.stopping import StopFlag  # noqa: E402
 from dials_mpi.simulators.registry import BUILT_IN, make_domain  # noqa: E402
+from dials_mpi.training.checkpointing import Checkpointing  # noqa: E402
 
 _REPEATS = 7
 

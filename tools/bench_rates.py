@@ -15,7 +15,6 @@ import torch  # noqa: E402
 from bench_measure import Figure, Measurement, Options, counted  # noqa: E402
 
 from dials_mpi.algorithms.dials import LocalLearners  # noqa: E402
-from dials_mpi.algorithms.plan import updates_per_unit  # noqa: E402
 from dials_mpi.config import Configuration, load_yaml, resolve  # noqa: E402
 from dials_mpi.extras import extra  # noqa: E402
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator  # noqa: E402
@@ -28,6 +27,7 @@ from dials_mpi.runs.clock import LEARNING, PHASES, Clock  # noqa: E402
 from dials_mpi.simulators.interface import Domain  # noqa: E402
 from dials_mpi.simulators.registry import make_domain  # noqa: E402
 from dials_mpi.streams import stream, streams  # noqa: E402
+from dials_mpi.training.plan import updates_per_unit  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -16,11 +16,11 @@ from typing import NamedTuple
 from bench_measure import Figure, Measurement, Options
 
 import dials_mpi
+from dials_mpi.analysis.published import FINAL_RETURN
+from dials_mpi.analysis.reading import Run, open_run
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import launched_rank
 from dials_mpi.runs.clock import LEARNING
-from dials_mpi.runs.published import FINAL_RETURN
-from dials_mpi.runs.reading import Run, open_run
 from dials_mpi.simulators.registry import BUILT_IN
 
 _POLL_SECONDS = 0.05

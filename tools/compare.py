@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dials_mpi.analysis.comparison import FIGURES, Comparison, compare, configuration_changes, layouts_of
+from dials_mpi.analysis.offline import Parser, run_tool, tell
+from dials_mpi.analysis.reading import Run
+from dials_mpi.analysis.results import one_of_each_seed, open_runs, standard_error, state_notes
 from dials_mpi.errors import UserError
-from dials_mpi.runs.comparison import FIGURES, Comparison, compare, configuration_changes, layouts_of
-from dials_mpi.runs.offline import Parser, run_tool, tell
-from dials_mpi.runs.reading import Run
-from dials_mpi.runs.results import one_of_each_seed, open_runs, standard_error, state_notes
 
 NAME = "compare"
 

@@ -24,17 +24,17 @@ one_thread(os.environ)
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from dials_mpi.algorithms.evaluation import load_policy  # noqa: E402
+from dials_mpi.analysis.reading import Run, open_run  # noqa: E402
 from dials_mpi.cli import add_env, at_least  # noqa: E402
 from dials_mpi.config import Configuration, resolve  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.learning.export import FORMATS, PolicyModule, check_format, to_bytes  # noqa: E402
 from dials_mpi.learning.networks import as_features  # noqa: E402
 from dials_mpi.runs.directory import versions  # noqa: E402
-from dials_mpi.runs.reading import Run, open_run  # noqa: E402
 from dials_mpi.simulators.interface import Domain  # noqa: E402
 from dials_mpi.simulators.registry import make_domain  # noqa: E402
 from dials_mpi.streams import streams  # noqa: E402
+from dials_mpi.training.evaluation import load_policy  # noqa: E402
 
 CARD_FORMAT = 1
 _EXAMPLE_GAP = 20

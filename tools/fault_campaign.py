@@ -28,11 +28,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dials_mpi.analysis.equality import differences
 from dials_mpi.cli import at_least
 from dials_mpi.extras import MissingExtraError, extra
 from dials_mpi.parallel.launcher import launched_rank
 from dials_mpi.runs.checkpoint import all_checkpoints, newest_whole
-from dials_mpi.runs.equality import differences
 from dials_mpi.runs.metrics import read_metrics
 
 try:

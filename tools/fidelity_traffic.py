@@ -55,7 +55,7 @@ def report(arguments: argparse.Namespace) -> None:
     shape = (c.agents, arguments.copies)
     generator = np.random.default_rng(arguments.seed)
     if arguments.run:
-        from dials_mpi.algorithms.evaluation import load_player
+        from dials_mpi.training.evaluation import load_player
 
         policies = {"the run's": load_player(arguments.run, c, domain, arguments.copies, arguments.seed).act}
     else:

@@ -35,6 +35,8 @@ one_thread(os.environ)  # files are read side by side
 
 import numpy as np  # noqa: E402
 
+from dials_mpi.analysis.offline import Parser, run_tool  # noqa: E402
+from dials_mpi.analysis.reading import Run, open_run  # noqa: E402
 from dials_mpi.cli import at_least, number  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.extras import extra  # noqa: E402
@@ -49,8 +51,6 @@ from dials_mpi.influence.analysis import (  # noqa: E402
     total_variation,
 )
 from dials_mpi.influence.dataset import read_rounds  # noqa: E402
-from dials_mpi.runs.offline import Parser, run_tool  # noqa: E402
-from dials_mpi.runs.reading import Run, open_run  # noqa: E402
 from dials_mpi.simulators.grid import places  # noqa: E402
 from dials_mpi.simulators.interface import Influence  # noqa: E402
 

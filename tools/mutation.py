@@ -37,9 +37,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from dials_mpi.analysis.offline import Parser, run_tool  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.parallel.threads import one_thread  # noqa: E402
-from dials_mpi.runs.offline import Parser, run_tool  # noqa: E402
 
 NAME = "mutation"
 TESTS: dict[str, tuple[str, ...]] = {
@@ -59,14 +59,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "dials_mpi/influence/collection.py": ("tests/test_influence.py", "tests/test_dials.py"),
     "dials_mpi/algorithms/dials.py": ("tests/test_schedule.py", "tests/test_dials.py"),
     "dials_mpi/algorithms/global_ppo.py": ("tests/test_schedule.py",),
-    "dials_mpi/algorithms/evaluation.py": ("tests/test_schedule.py", "tests/test_dials.py", "tests/test_evaluation.py"),
-    "dials_mpi/algorithms/plan.py": ("tests/test_config.py", "tests/test_schedule.py", "tests/test_dry_run.py"),
+    "dials_mpi/training/evaluation.py": ("tests/test_schedule.py", "tests/test_dials.py", "tests/test_evaluation.py"),
+    "dials_mpi/training/plan.py": ("tests/test_config.py", "tests/test_schedule.py", "tests/test_dry_run.py"),
     "dials_mpi/streams.py": ("tests/test_config.py", "tests/test_schedule.py"),
     "dials_mpi/simulators/noise.py": ("tests/test_config.py", "tests/test_ppo.py", "tests/test_influence.py"),
     "dials_mpi/simulators/warehouse/regions.py": ("tests/test_warehouse.py",),
     "dials_mpi/simulators/warehouse/handcoded.py": ("tests/test_warehouse.py",),
-    "dials_mpi/runs/results.py": ("tests/test_figures.py",),
-    "dials_mpi/runs/comparison.py": ("tests/test_figures.py",),
+    "dials_mpi/analysis/results.py": ("tests/test_figures.py",),
+    "dials_mpi/analysis/comparison.py": ("tests/test_figures.py",),
 }
 """The files that carry the science, and the tests that look at each, the quickest first."""
 

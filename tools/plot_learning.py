@@ -18,8 +18,8 @@ still going, were stopped or have died are drawn as far as they came.
 import argparse
 import sys
 
-from dials_mpi.runs.offline import Parser, add_figures, add_runs, run_tool, save_figures, tell
-from dials_mpi.runs.results import group_runs, open_runs, shortened_notes, state_notes
+from dials_mpi.analysis.offline import Parser, add_figures, add_runs, run_tool, save_figures, tell
+from dials_mpi.analysis.results import group_runs, open_runs, shortened_notes, state_notes
 
 NAME = "plot_learning"
 
@@ -36,7 +36,7 @@ def plot(arguments: argparse.Namespace) -> int:
     runs = open_runs(arguments.runs)
     groups, notes = group_runs(runs)
     tell(NAME, [*notes, *state_notes(runs), *(note for group in groups for note in shortened_notes(group))])
-    from dials_mpi.runs import figures
+    from dials_mpi.analysis import figures
 
     for key in dict.fromkeys((group.env, group.agents) for group in groups):
         same = [group for group in groups if (group.env, group.agents) == key]

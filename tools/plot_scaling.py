@@ -15,8 +15,8 @@ Runs that differ only in their seeds are averaged.
 import argparse
 import sys
 
-from dials_mpi.runs.offline import Parser, add_figures, add_runs, run_tool, save_figures, tell
-from dials_mpi.runs.results import group_runs, open_runs, shortened_notes, state_notes
+from dials_mpi.analysis.offline import Parser, add_figures, add_runs, run_tool, save_figures, tell
+from dials_mpi.analysis.results import group_runs, open_runs, shortened_notes, state_notes
 
 NAME = "plot_scaling"
 
@@ -35,7 +35,7 @@ def plot(arguments: argparse.Namespace) -> int:
     silent = [f"{run.path}: no closing summary, so no time by phase" for run in runs if not run.facts.get("summary")]
     shortened = [note for group in groups for note in shortened_notes(group)]
     tell(NAME, [*notes, *state_notes(runs), *silent, *shortened])
-    from dials_mpi.runs import figures
+    from dials_mpi.analysis import figures
 
     for env in dict.fromkeys(group.env for group in groups):
         same = [group for group in groups if group.env == env]

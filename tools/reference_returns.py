@@ -7,10 +7,10 @@ python tools/reference_returns.py --env warehouse --agents 4 25 49 100 --episode
 import argparse
 import sys
 
-from dials_mpi.algorithms.evaluation import evaluate_controller
 from dials_mpi.config import resolve
 from dials_mpi.errors import UserError
 from dials_mpi.simulators.registry import make_domain
+from dials_mpi.training.evaluation import evaluate_controller
 
 
 def main() -> int:

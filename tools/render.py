@@ -142,7 +142,7 @@ def _players(arguments: argparse.Namespace):
     if arguments.controller:
         return domain, None
 
-    from dials_mpi.algorithms.evaluation import load_player
+    from dials_mpi.training.evaluation import load_player
 
     # Two episodes at most: one on the GS, and for the LS another one.
     players = [load_player(arguments.run, c, domain, 1, seed) for seed in (arguments.seed, arguments.seed + 1)]

@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 
+from dials_mpi.analysis import results
+from dials_mpi.analysis.offline import Parser, add_runs, run_tool, tell
+from dials_mpi.analysis.reading import Run
+from dials_mpi.analysis.results import MODE_NAMES, Group
 from dials_mpi.cli import add_env
 from dials_mpi.errors import UserError
-from dials_mpi.runs import results
-from dials_mpi.runs.offline import Parser, add_runs, run_tool, tell
-from dials_mpi.runs.reading import Run
-from dials_mpi.runs.results import MODE_NAMES, Group
 from dials_mpi.simulators.grid import places
 from dials_mpi.simulators.registry import env_option
 
@@ -263,7 +263,7 @@ def _final(group: Group, curve: results.Curve) -> tuple[str, str, str]:
 
 
 def _figures(groups: Sequence[Group], with_published: bool) -> str:
-    from dials_mpi.runs import figures
+    from dials_mpi.analysis import figures
 
     shown = []
     for env, agents in dict.fromkeys((group.env, group.agents) for group in groups):
@@ -325,7 +325,7 @@ def _told(groups: Sequence[Group]) -> str:
 
 
 def _time(groups: Sequence[Group], runs: Sequence[Run]) -> str:
-    from dials_mpi.runs import figures
+    from dials_mpi.analysis import figures
 
     ended = [run for run in runs if run.facts.get("summary")]
     if not ended:
@@ -376,7 +376,7 @@ def _memory(ranks: Sequence[float]) -> str:
 
 
 def _influence(groups: Sequence[Group]) -> str:
-    from dials_mpi.runs import figures
+    from dials_mpi.analysis import figures
 
     parts = []
     for group in groups:

@@ -11,7 +11,7 @@ that is learning; MiB of rank 0, of the owner of the largest block and of the fu
 that limits. A * marks costs of sizes beyond those measured, which go on in proportion to a line through them.
 
 Measuring takes a minute or two and wants an idle machine. Not in the model: writing, barriers, MPI's own start,
-cores of different speed. dials_mpi/algorithms/scaling.py says what is.
+cores of different speed. dials_mpi/scaling/model.py says what is.
 """
 
 import argparse
@@ -27,19 +27,19 @@ from dials_mpi.parallel.threads import one_thread
 
 one_thread(os.environ)
 
-from dials_mpi.algorithms.measuring import measure  # noqa: E402
-from dials_mpi.algorithms.plan import most_batches  # noqa: E402
-from dials_mpi.algorithms.scaling import PHASES, Cluster, Costs, Prediction, predict  # noqa: E402
+from dials_mpi.analysis import results  # noqa: E402
+from dials_mpi.analysis.offline import Parser, run_tool, tell  # noqa: E402
+from dials_mpi.analysis.reading import Run, open_run  # noqa: E402
 from dials_mpi.cli import CONFIG_HELP, ENV_HELP, at_least, layers, number, path  # noqa: E402
 from dials_mpi.config import MODES, Configuration, resolve  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.parallel.layout import Layout, choose_layout  # noqa: E402
-from dials_mpi.runs import results  # noqa: E402
 from dials_mpi.runs.clock import LEARNING  # noqa: E402
-from dials_mpi.runs.offline import Parser, run_tool, tell  # noqa: E402
 from dials_mpi.runs.progress import clock_time  # noqa: E402
-from dials_mpi.runs.reading import Run, open_run  # noqa: E402
+from dials_mpi.scaling.measuring import measure  # noqa: E402
+from dials_mpi.scaling.model import PHASES, Cluster, Costs, Prediction, predict  # noqa: E402
 from dials_mpi.simulators.registry import BUILT_IN, make_domain  # noqa: E402
+from dials_mpi.training.plan import most_batches  # noqa: E402
 
 NAME = "scaling_model"
 _MEASURED_AGENTS = (4, 25, 49, 100)

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dials_mpi.algorithms.plan import Segment
-from dials_mpi.algorithms.session import Session
 from dials_mpi.config import Configuration
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, dataset_batches
@@ -22,6 +20,8 @@ from dials_mpi.learning.rollout import Actor, Rollout
 from dials_mpi.learning.statistics import Means
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.streams import stream, streams
+from dials_mpi.training.plan import Segment
+from dials_mpi.training.session import Session
 
 
 def train(session: Session) -> None:

@@ -7,10 +7,10 @@ DIALS is compared with.
 
 import contextlib
 
-from dials_mpi.algorithms.session import Session
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Rollout
 from dials_mpi.streams import stream, streams
+from dials_mpi.training.session import Session
 
 
 def train(session: Session) -> None:

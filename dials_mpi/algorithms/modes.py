@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from dials_mpi.algorithms import dials, global_ppo
-from dials_mpi.algorithms.session import Session
+from dials_mpi.training.session import Session
 
 BY_MODE: dict[str, Callable[[Session], None]] = {
     "dials": dials.train,

@@ -1,1 +1,1 @@
-"""What outlasts a run: its directory, metrics, timing and what is shown of them."""
+"""Writers: what a live run leaves on disk, its timing, and what is shown of it meanwhile."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dials_mpi.analysis.reading import Run, Series, open_run
 from dials_mpi.errors import UserError
-from dials_mpi.runs.reading import Run, Series, open_run
 
 MODE_NAMES = {"gs": "GS", "dials": "DIALS", "untrained-dials": "untrained-DIALS"}
 """The paper's names, in the order in which they are shown."""

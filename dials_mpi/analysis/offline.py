@@ -80,7 +80,7 @@ def save_figures(made: Mapping[str, Any], arguments: argparse.Namespace, name: s
         arguments: with those of `add_runs` and `add_figures`.
         name: what the files are called after their kind.
     """
-    from dials_mpi.runs import figures
+    from dials_mpi.analysis import figures
 
     for kind, figure in made.items():
         if figure:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from dials_mpi.algorithms.plan import batch_sizes, plan
 from dials_mpi.config import Configuration
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.layout import Layout
+from dials_mpi.training.plan import batch_sizes, plan
 
 MIB = 1 << 20
 PHASES = ("start", "act", "collect", "scatter", "aip_training", "learn", "gather", "evaluate")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dials_mpi.analysis import published, results
+from dials_mpi.analysis.reading import Run
+from dials_mpi.analysis.results import Group
 from dials_mpi.extras import extra
-from dials_mpi.runs import published, results
-from dials_mpi.runs.reading import Run
-from dials_mpi.runs.results import Group
 
 with extra("plots", "figures"):
     import matplotlib as mpl

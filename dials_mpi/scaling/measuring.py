@@ -30,15 +30,15 @@ if __name__ == "__main__":
     one_thread(os.environ)
     keep_freed_memory()
 
-from dials_mpi.algorithms.plan import batch_sizes, updates_per_unit
-from dials_mpi.algorithms.scaling import MIB, Costs, Curve, costly_settings
 from dials_mpi.config import Configuration, from_values
 from dials_mpi.errors import UserError
 from dials_mpi.runs.clock import Clock, peak_memory
+from dials_mpi.scaling.model import MIB, Costs, Curve, costly_settings
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import make_domain
 from dials_mpi.streams import stream, streams
+from dials_mpi.training.plan import batch_sizes, updates_per_unit
 
 _SECONDS = 0.5
 """For which short work is repeated; the quickest time counts, as others may use the machine, too."""
@@ -305,11 +305,11 @@ def _joint(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
     """What all agents together cost a collector; leaves what they saw in the file `seen` if there is none yet."""
     import numpy as np
 
-    from dials_mpi.algorithms.evaluation import play_controller
     from dials_mpi.influence.collection import collect
     from dials_mpi.learning.episodes import JointEpisodes
     from dials_mpi.learning.policy import Policy
     from dials_mpi.learning.rollout import Actor, Rollout
+    from dials_mpi.training.evaluation import play_controller
 
     policy = Policy(range(size), domain.observation_size, domain.n_actions, c.policy, c.seed)
 

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dials_mpi.algorithms.checkpointing import Checkpointing, Resumed
-from dials_mpi.algorithms.evaluation import Returns, play_controller
-from dials_mpi.algorithms.plan import Segment, plan, updates_per_unit
+from dials_mpi.analysis.reading import open_run
+from dials_mpi.analysis.results import share_above
 from dials_mpi.config import Configuration
 from dials_mpi.learning.episodes import JointEpisodes, batches_of
 from dials_mpi.learning.policy import Policy
@@ -26,11 +25,12 @@ from dials_mpi.runs.directory import RunDirectory
 from dials_mpi.runs.metrics import Metrics
 from dials_mpi.runs.policies import save_policies
 from dials_mpi.runs.progress import Progress
-from dials_mpi.runs.reading import open_run
-from dials_mpi.runs.results import share_above
 from dials_mpi.runs.stopping import StopFlag
 from dials_mpi.runs.tensorboard import TensorBoard
 from dials_mpi.simulators.interface import Domain
+from dials_mpi.training.checkpointing import Checkpointing, Resumed
+from dials_mpi.training.evaluation import Returns, play_controller
+from dials_mpi.training.plan import Segment, plan, updates_per_unit
 
 _STATISTICS = "statistics/"
 

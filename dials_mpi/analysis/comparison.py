@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dials_mpi.runs import results
-from dials_mpi.runs.reading import Run
+from dials_mpi.analysis import results
+from dials_mpi.analysis.reading import Run
 
 _EXACT_UP_TO = 16
 """Seeds; 2¹⁶ sign patterns are gone through at once, of more seeds a sample is."""

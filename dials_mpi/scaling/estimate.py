@@ -5,14 +5,14 @@ Bounded: measured are small systems and blocks, each in a limited time, and larg
 
 from collections.abc import Callable
 
-from dials_mpi.algorithms.measuring import Unmeasured, check_in_time, measure
-from dials_mpi.algorithms.memory import episode_memory, joint_memory, owners_memory
-from dials_mpi.algorithms.scaling import Cluster, Costs, Prediction, predict
 from dials_mpi.config import Configuration
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.machines import memory_here
 from dials_mpi.runs.progress import clock_time
+from dials_mpi.scaling.measuring import Unmeasured, check_in_time, measure
+from dials_mpi.scaling.memory import episode_memory, joint_memory, owners_memory
+from dials_mpi.scaling.model import Cluster, Costs, Prediction, predict
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import make_domain
 

@@ -1,0 +1,1 @@
+"""What every method stands on: the session of a run, its plan, its checkpoints, its evaluations."""
