@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dials_mpi import __version__
-from dials_mpi.config import MODES, load_yaml, parse_override
+from dials_mpi.algorithms.registry import METHODS
+from dials_mpi.config import load_yaml, mode_of, parse_override, with_companion
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import launched_rank
 from dials_mpi.simulators.registry import BUILT_IN, shipped_configurations
@@ -96,9 +97,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--env", help=ENV_HELP)
     p.add_argument(
         "--mode",
-        choices=MODES,
-        help="dials: local simulators with trained influence predictors (default); untrained-dials: with untrained "
-        "ones; gs: the global simulator, the baseline",
+        choices=tuple(METHODS),
+        help="; ".join(f"{mode}: {method.summary}" for mode, method in METHODS.items())
+        + f" (default: what the domain's configuration says, else {next(iter(METHODS))})",
     )
     p.add_argument("--agents", type=whole, metavar="N", help="number of agents (default: ranks - 1; 4 in one process)")
     p.add_argument("--steps", type=whole, metavar="N", help="training steps per agent (default: 1,000,000)")
@@ -240,20 +241,24 @@ def _configuration_file(file: Path) -> Path:
     if str(file) in shipped and not file.is_file():
         return shipped[str(file)]
     if not file.exists():
-        raise UserError(
-            f"--config: {file}: cannot be read: No such file or directory; shipped are {', '.join(shipped)}"
-        )
+        endings = tuple(f"_{method.family}" for method in METHODS.values())
+        whole = [name for name in shipped if not name.endswith(endings)]
+        raise UserError(f"--config: {file}: cannot be read: No such file or directory; shipped are {', '.join(whole)}")
     return file
 
 
-def layers(arguments: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """The configuration layers that the command line asks for, with where each comes from."""
-    result = []
-    for file in map(_configuration_file, arguments.config):
-        result.append((str(file), load_yaml(file)))
+def layers(arguments: argparse.Namespace, mode: str | None = None) -> list[tuple[str, dict[str, Any]]]:
+    """The configuration layers that the command line asks for, with where each comes from.
+
+    Args:
+        mode: of a run that goes on.
+    """
+    files = [(str(file), load_yaml(file)) for file in map(_configuration_file, arguments.config)]
+    more = []
     for key in ("env", "mode", "agents", "steps", "seed"):
         value = getattr(arguments, key)
         if value is not None:
-            result.append((f"--{key}", {key: value}))
-    result += [(f"--set {text}", parse_override(text)) for text in arguments.overrides]
-    return result
+            more.append((f"--{key}", {key: value}))
+    more += [(f"--set {text}", parse_override(text)) for text in arguments.overrides]
+    mode = arguments.mode or mode or mode_of([*files, *more])
+    return [layer for file in files for layer in with_companion(*file, mode)] + more

@@ -1,104 +1,27 @@
 """The configuration: this tree is the schema, `configs/*.yaml` are the values.
 
 Layers, later ones win: the defaults here, the domain's own file (`configs/<env>.yaml`), `--config FILE`, the command
-line. `resolve` merges and checks them; what comes out is complete and goes to `config.yaml` in the run directory.
+line. Values for one method alone stand in a file of their own beside each of these, FILE_FAMILY.yaml for FILE.yaml, and
+are laid over it. `resolve` merges and checks them; what comes out is complete and goes to `config.yaml` in the run
+directory.
 """
 
 import difflib
 import functools
 import json
+import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from dials_mpi.algorithms.registry import METHODS, Method, owners
 from dials_mpi.errors import UserError
 from dials_mpi.settings import Settings
 from dials_mpi.simulators import registry
 from dials_mpi.simulators.interface import DomainSettings
-
-MODES = ("dials", "untrained-dials", "gs")
-
-
-class NetworkSettings(Settings):
-    recurrent_size: int = Field(0, ge=0, le=4096, description="width of the GRU; 0: feed-forward, no memory")
-    hidden_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
-        (128, 128), description="widths of the hidden layers behind the GRU or input"
-    )
-    activation: Literal["tanh", "relu"] = Field("tanh", description="after each hidden layer")
-
-
-class PolicySettings(NetworkSettings):
-    initial_logits: tuple[float, ...] | None = Field(
-        None, description="of the actions, one each, before anything is learned; null: all alike"
-    )
-    gradient_precision: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="of matrix products in the backward pass; bfloat16 is faster for wide GRUs (published: 256) on "
-        "processors that compute with it, and slow on others",
-    )
-
-
-class DatasetSettings(Settings):
-    steps: int = Field(
-        10_000, ge=1, le=10**9, description="joint steps on the GS per retraining, rounded up to whole episodes"
-    )
-    copies: int = Field(10, ge=1, le=100_000, description="episodes per batch, in copies of the GS side by side")
-    test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the episodes held out for the test loss")
-    keep_rounds: int = Field(0, ge=0, description="newest rounds kept in the HDF5 files; 0: all")
-
-
-class PredictorSettings(NetworkSettings):
-    interval: int = Field(1_000_000, ge=1, description="F: steps per agent between two trainings of the AIPs")
-    learning_rate: float = Field(1e-3, gt=0, le=1)
-    epochs: int = Field(100, ge=1, description="at most; see patience")
-    minibatch_size: int = Field(1_600, ge=1, description="samples per gradient step (whole episodes for a GRU)")
-    patience: int = Field(5, ge=1, description="epochs without a better test loss before an agent's training stops")
-    sees_actions: bool = Field(False, description="the agent's last action is an input beside the local state")
-
-
-class PPOSettings(Settings):
-    copies: int = Field(8, ge=1, le=100_000, description="copies of the simulator per agent")
-    rollout_length: int = Field(100, ge=1, le=1_000_000, description="steps per copy between two updates")
-    sequence_length: int = Field(100, ge=1, description="steps of backpropagation through time; 1 without memory")
-    minibatch_size: int = Field(800, ge=2, description="samples per agent and gradient step, at most a rollout")
-    epochs: int = Field(4, ge=1, description="passes over a rollout")
-    learning_rate: float = Field(2e-3, gt=0, le=1)
-    discount: float = Field(0.99, ge=0, le=1, description="γ")
-    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ")
-    clip: float = Field(0.2, gt=0, lt=1, description="ε: how far the probability ratio counts")
-    clip_values: bool = Field(False, description="clip the value's change, too")
-    value_coefficient: float = Field(0.5, ge=0)
-    entropy_coefficient: float = Field(0.01, ge=0)
-    max_gradient_norm: float | None = Field(0.5, gt=0, description="per agent; null: no limit")
-    reward_scale: float = Field(1.0, gt=0, description="factor on rewards in learning; returns are reported unscaled")
-    anneal: bool = Field(True, description="learning rate falls linearly to 0")
-    anneal_clip: bool = Field(False, description="clip falls linearly to 0")
-    anneal_entropy: bool = Field(False, description="entropy_coefficient falls linearly to 0")
-    anneal_steps: int | None = Field(
-        None, ge=1, description="steps per agent until they are 0; null: the run's steps, as when it was made"
-    )
-
-    @property
-    def rollout_steps(self) -> int:
-        """Steps per agent in one rollout, T · B."""
-        return self.rollout_length * self.copies
-
-    @model_validator(mode="after")
-    def _whole_sequences(self):
-        if self.rollout_length % self.sequence_length:
-            raise ValueError(f"sequence_length {self.sequence_length} must divide rollout_length {self.rollout_length}")
-        if self.minibatch_size % self.sequence_length:
-            raise ValueError(
-                f"minibatch_size {self.minibatch_size} must be a multiple of sequence_length {self.sequence_length}"
-            )
-        if self.rollout_steps > self.minibatch_size and self.rollout_steps % self.minibatch_size:
-            raise ValueError(
-                f"minibatch_size {self.minibatch_size} must divide rollout_length times copies, {self.rollout_steps}"
-            )
-        return self
 
 
 class EvaluationSettings(Settings):
@@ -163,36 +86,47 @@ MAY_CHANGE = ("steps", "evaluation", "checkpoint", "log", "parallel")
 
 
 class Configuration(Settings):
+    """What all methods have. `resolve` adds the sections of the method and the domain's own settings."""
+
     env: str = Field(description="warehouse, traffic, or your own domain as package.module:ClassName")
     agents: int = Field(ge=1, le=2**31 - 1, description="N; default: ranks - 1, or 4 in a single process")
-    mode: Literal["dials", "untrained-dials", "gs"] = Field("dials", description="where agents learn")
+    mode: str = Field(next(iter(METHODS)), description="the method: where and how agents learn")
     seed: int = Field(0, ge=0, le=2**63 - 1)
     steps: int = Field(1_000_000, ge=1, le=10**18, description="training steps per agent")
     domain: SerializeAsAny[DomainSettings] = DomainSettings()
-    dataset: DatasetSettings = DatasetSettings()
-    predictor: PredictorSettings = PredictorSettings()
-    policy: PolicySettings = PolicySettings()
-    ppo: PPOSettings = PPOSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     parallel: ParallelSettings = ParallelSettings()
 
     @model_validator(mode="after")
-    def _annealing_has_an_end(self):
+    def _settled(self):
         """Said once and for all when a run is made: one that is prolonged goes on as it began."""
-        if self.ppo.anneal_steps is None:
-            ppo = self.ppo.model_copy(update={"anneal_steps": self.steps})
-            object.__setattr__(self, "ppo", ppo)
+        for name, section in self.sections.items():
+            open_ = [key for key in section.settled if getattr(section, key) is None]
+            if open_:
+                section = section.model_copy(update=dict.fromkeys(open_, self.steps))
+                object.__setattr__(self, name, section)
         return self
 
-    def steps_after(self, updates: int) -> int:
-        """Training steps per agent after that many PPO updates."""
-        return updates * self.ppo.rollout_steps
+    @property
+    def method(self) -> Method:
+        return METHODS[self.mode]
 
-    def annealed(self, update: int) -> float:
-        """Share of the annealing that is done when an update begins, 0 … 1."""
-        return min(1.0, self.steps_after(update) / self.ppo.anneal_steps)
+    @property
+    def sections(self) -> dict[str, Settings]:
+        """The method's, by name."""
+        return {name: getattr(self, name) for name in self.method.sections}
+
+    def setting(self, key: str) -> Any:
+        """The value of `section.key`."""
+        section, _, name = key.partition(".")
+        return getattr(getattr(self, section), name)
+
+    @property
+    def update_steps(self) -> int:
+        """Training steps per agent that an update learns from."""
+        return math.prod(self.method.experience(self))
 
     def to_yaml(self) -> str:
         return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
@@ -212,12 +146,10 @@ def resolve(
         named_env: the domain that the user names, on the command line or as an argument. The layers must come to it.
 
     Raises:
-        UserError: unknown keys, wrong types, values out of range: each named with its place, in one line. Another
-            domain than `named_env`, or one that is not built in without it.
+        UserError: unknown keys, wrong types, values out of range, a section of another method: each named with its
+            place, in one line. Another domain than `named_env`, or one that is not built in without it.
     """
-    origin, env = next(
-        ((origin, values["env"]) for origin, values in reversed(layers) if values.get("env") is not None), ("", None)
-    )
+    origin, env = _last(layers, "env")
     if env is None:
         raise UserError(f"env: no domain given; try --env {' or --env '.join(registry.BUILT_IN)}")
     if not isinstance(env, str):
@@ -233,12 +165,16 @@ def resolve(
         )
     domain_settings = registry.domain_class(env).Settings
     file = registry.configuration_file(env)
-    layers = [(str(file), load_yaml(file)), *layers] if file else layers
+    of_domain = [(str(file), load_yaml(file))] if file else []
+    mode = _mode([*of_domain, *layers])
+    layers = [layer for below in of_domain for layer in with_companion(*below, mode)] + layers
+    for origin, values in layers:
+        _refuse_sections_of_others(origin, values, mode)
     merged: dict[str, Any] = {"agents": default_agents, "domain": {}}
     origins: dict[tuple[str, ...], str] = {}
     for origin, values in layers:
         _merge(merged, values, origin, origins, ())
-    schema = _schema(domain_settings)
+    schema = _schema(domain_settings, METHODS[mode])
     try:
         return schema.model_validate(merged)
     except ValidationError as error:
@@ -247,7 +183,70 @@ def resolve(
 
 def from_values(values: dict[str, Any]) -> Configuration:
     """A configuration from all its values, as `model_dump` gives them: of one that `resolve` has accepted."""
-    return _schema(registry.domain_class(values["env"]).Settings).model_validate(values)
+    return _schema(registry.domain_class(values["env"]).Settings, METHODS[values["mode"]]).model_validate(values)
+
+
+def stored_layer(file: Path, values: dict[str, Any], mode: str | None = None) -> tuple[str, dict[str, Any]]:
+    """The layer of a configuration that a run has written.
+
+    Without what earlier versions wrote of other methods, and left open of what is settled when a run is made.
+
+    Args:
+        mode: that the run goes on with; None: its own.
+    """
+    method = METHODS.get(mode or values.get("mode", ""))
+    kept = {}
+    for key, value in values.items():
+        settings = method.sections.get(key) if method else None
+        if settings and isinstance(value, dict):
+            kept[key] = {k: v for k, v in value.items() if not (v is None and k in settings.settled)}
+        elif not (method and owners(key)):
+            kept[key] = value
+    return str(file), kept
+
+
+def with_companion(file: str, values: dict[str, Any], mode: str) -> list[tuple[str, dict[str, Any]]]:
+    """The layer of a file and, if there is one, that of the file beside it with values for the mode's method."""
+    path = Path(file)
+    beside = path.with_name(f"{path.stem}_{METHODS[mode].family}{path.suffix}")
+    return [(file, values), *([(str(beside), load_yaml(beside))] if beside.is_file() else [])]
+
+
+def mode_of(layers: list[tuple[str, dict[str, Any]]]) -> str:
+    """The mode that layers come to, the file of their domain included.
+
+    Raises:
+        UserError: there is no such mode.
+    """
+    env = _last(layers, "env")[1]
+    file = registry.configuration_file(env) if isinstance(env, str) else None
+    return _mode([(str(file), load_yaml(file)), *layers] if file else layers)
+
+
+def _mode(layers: list[tuple[str, dict[str, Any]]]) -> str:
+    origin, mode = _last(layers, "mode")
+    if mode is None:
+        return next(iter(METHODS))
+    if not isinstance(mode, str) or mode not in METHODS:
+        *others, last = map(repr, METHODS)
+        raise UserError(
+            f"mode: {_shown(mode)}: Input should be {', '.join(others)} or {last} ({_place(origin, ('mode',))})"
+        )
+    return mode
+
+
+def _last(layers: list[tuple[str, dict[str, Any]]], key: str) -> tuple[str, Any]:
+    """Origin and value of a key in the last layer that has it."""
+    found = ((origin, values[key]) for origin, values in reversed(layers) if values.get(key) is not None)
+    return next(found, ("", None))
+
+
+def _refuse_sections_of_others(origin: str, values: dict[str, Any], mode: str) -> None:
+    for key in values:
+        if key not in METHODS[mode].sections and (modes := owners(str(key))):
+            raise UserError(
+                f"{key}: belongs to mode {' or '.join(modes)}, not to {mode} ({_place(origin, (key,))}); leave it out"
+            )
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -330,11 +329,12 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _schema(domain_settings: type[DomainSettings]) -> type[Configuration]:
-    """`Configuration` with the domain's own settings in its `domain:` section."""
+def _schema(domain_settings: type[DomainSettings], method: Method) -> type[Configuration]:
+    """`Configuration` with the domain's own settings in its `domain:` section, and with the sections of the method."""
     namespace = {
-        "__annotations__": {"domain": SerializeAsAny[domain_settings]},
+        "__annotations__": {"domain": SerializeAsAny[domain_settings], **method.sections},
         "domain": Field(default_factory=domain_settings),
+        **{name: Field(default_factory=settings) for name, settings in method.sections.items()},
         "__module__": __name__,
     }
     return type("Configuration", (Configuration,), namespace)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dials_mpi.analysis.reading import open_run
-from dials_mpi.config import parse_override, resolve
+from dials_mpi.config import parse_override, resolve, stored_layer
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import launched_size
 from dials_mpi.runs.directory import versions
@@ -30,22 +30,20 @@ def evaluate(arguments: argparse.Namespace) -> int:
     run = open_run(arguments.run)
     if arguments.out:  # before the work
         _check_writable(arguments.out, run.path)
-    stored = [(str(run.path / "config.yaml"), run.configuration)]
+    stored = [stored_layer(run.path / "config.yaml", run.configuration)]
     trained_on = resolve(stored, 1, arguments.env)
     trained_domain = make_domain(trained_on.env, trained_on.agents, trained_on.domain)
     c = resolve([*stored, *_changes(arguments)], 1, arguments.env)
     domain = make_domain(c.env, c.agents, c.domain)
     _check_same_sizes(trained_domain, domain)
 
-    from dials_mpi.learning.policy import Policy
-    from dials_mpi.training.evaluation import evaluate_controller, evaluate_policy, load_policy
+    from dials_mpi.training.evaluation import evaluate_actor, evaluate_controller, joint_actor, load_rows
 
-    file, step, trained = load_policy(run.path, trained_on, trained_domain, arguments.best, arguments.checkpoint)
+    file, step, rows = load_rows(run.path, arguments.best, arguments.checkpoint)
+    joint_actor(file, trained_on, trained_domain, rows)  # whether they are the run's
     placement = counterparts(domain.grid_shape, trained_domain.grid_shape)
-    policy = Policy(range(domain.n_agents), domain.observation_size, domain.n_actions, c.policy, c.seed)
-    policy.parameters.copy_(trained.parameters[placement])
-    done = step // trained_on.ppo.rollout_steps
-    episodes, copies = evaluation_at(trained_on, trained_domain.horizon, done)
+    actor = joint_actor(file, c, domain, {name: stack[placement] for name, stack in rows.items()})
+    episodes, copies = evaluation_at(trained_on, trained_domain.horizon, step)
     episodes = arguments.episodes or episodes
     seed = trained_on.seed + 1 if arguments.seed is None else arguments.seed
     controllers = () if arguments.no_references else domain.controllers
@@ -58,7 +56,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         f"{file}, step {step:,}: {domain.name} with {_sizes(domain, trained_domain)}, {episodes} episodes, seed {seed}"
     )
     try:
-        returns = evaluate_policy(domain, policy, episodes, seed, step, copies, tick)
+        returns = evaluate_actor(domain, actor, episodes, seed, step, copies, tick)
         progress.say(f"policies: return {returns}")
         references = {}
         for controller in controllers:

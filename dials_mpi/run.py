@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import importlib
 import linecache
 import os
 import sys
@@ -9,30 +10,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dials_mpi import cli
-from dials_mpi.config import MAY_CHANGE, Configuration, from_values, load_yaml, resolve
+from dials_mpi import cli, resume
+from dials_mpi.config import Configuration, from_values, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.devices import device_of_rank
 from dials_mpi.parallel.failure import AbortOnException
 from dials_mpi.parallel.layout import Layout, choose_layout
 from dials_mpi.parallel.machines import Machines, look_around
 from dials_mpi.parallel.waiting import barrier
-from dials_mpi.runs.checkpoint import MANIFEST, clear_after, newest_whole
 from dials_mpi.runs.clock import Clock, format_summary
-from dials_mpi.runs.directory import RunDirectory, check_name, exists, lock, read_facts, record_failure
-from dials_mpi.runs.metrics import cut_back
+from dials_mpi.runs.directory import RunDirectory, check_name, exists, record_failure
 from dials_mpi.runs.progress import clock_time
-from dials_mpi.runs.stopping import STOP_FILE, EndedBySignals, StopFlag, Unfinished
+from dials_mpi.runs.stopping import EndedBySignals, StopFlag, Unfinished
 from dials_mpi.runs.tensorboard import check_installed
 from dials_mpi.scaling.memory import lacking
 from dials_mpi.simulators.conformance import check_domain, check_start
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import BUILT_IN, env_option, make_domain
-from dials_mpi.training.plan import Segment, check_counts, most_batches, plan, rounding
+from dials_mpi.training.plan import check_counts, most_batches, plan, rounding, rounds_before
 
 _AGENTS_IN_ONE_PROCESS = 4
-_PATIENCE = 150.0
-"""Seconds that a job which comes back waits for what is left of its last start."""
 
 
 def run(comm, arguments: argparse.Namespace) -> int:
@@ -87,37 +84,36 @@ def _work(
         import torch
 
         linecache.clearcache()  # torch leaves sources of its own there, 2 MiB
-        from dials_mpi.algorithms.modes import BY_MODE
-        from dials_mpi.influence.dataset import agent_file, drop_rounds
         from dials_mpi.training.checkpointing import Resumed
-        from dials_mpi.training.session import Record, Session
+        from dials_mpi.training.record import Record
+        from dials_mpi.training.session import Session
+
+        method = configuration.method.load()
 
         threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
         torch.set_num_threads(threads)
         checkpoint = Resumed(Path(resumed[0]), resumed[1]) if resumed and resumed[0] else None
-        done = checkpoint.manifest["updates"] if checkpoint else 0
-        if resumed:
-            rounds = _rounds_before(plan(configuration, domain.horizon), done)
-            for agent in layout.agents(comm.rank):
-                drop_rounds(agent_file(Path(path) / "influence", agent), rounds)
-        record = Record(directory, configuration, domain, done) if directory else None
+        manifest = checkpoint.manifest if checkpoint else {}
+        done = manifest.get("step", 0)
+        if resumed and configuration.method.files:
+            rounds = rounds_before(plan(configuration, domain.horizon), done)
+            importlib.import_module(configuration.method.files).cut_files(Path(path), layout.agents(comm.rank), rounds)
+        record = Record(directory, configuration, domain, clock, manifest) if directory else None
         if record:
             record.progress.say(f"{directory.path}: {configuration.mode} on {domain.name}, {layout}")
             if rounded := rounding(configuration, domain.horizon):
                 record.progress.say(rounded)
             if resumed:
-                record.progress.say(f"resumed at step {configuration.steps_after(done):,} of {configuration.steps:,}")
-                if configuration.ppo.anneal and configuration.steps > configuration.ppo.anneal_steps:
-                    record.progress.say(
-                        f"note: from step {configuration.ppo.anneal_steps:,} on, ppo.anneal_steps since the run was "
-                        "made, the learning rate is 0 and nothing more is learned"
-                    )
+                record.progress.say(f"resumed at step {done:,} of {configuration.steps:,}")
+                for section in configuration.sections.values():
+                    if remark := section.remark(configuration.steps):
+                        record.progress.say(f"note: {remark}")
         if directory:
             stop.watch(directory.path)
         session = Session(comm, configuration, domain, layout, clock, record, Path(path), stop, checkpoint, device)
     stopped_by, code = None, 0
     try:
-        BY_MODE[configuration.mode](session)
+        method.train(session)
     except Unfinished as asked:
         stopped_by, code = str(asked), cli.EXIT_UNFINISHED
         if record:
@@ -130,27 +126,6 @@ def _work(
         print(f"results in {directory.path}", flush=True)
     barrier(comm)  # a launcher may end who is left some time after the first one has gone: not rank 0, writing
     return code
-
-
-def _rounds_before(segments: list[Segment], done: int) -> int:
-    """Number of AIP trainings that precede the first `done` updates."""
-    return len([s for s in segments if s.round is not None and s.updates.start < done])
-
-
-def _check_datasets(path: Path, configuration: Configuration, rounds: int) -> None:
-    """Reads what the datasets of a run are to keep, before anything of the run is touched.
-
-    Raises:
-        UserError: a file is damaged. One that is not there is mentioned, and does without its earlier rounds.
-    """
-    from dials_mpi.influence.dataset import agent_file, check_rounds
-
-    for agent in range(configuration.agents if rounds else 0):
-        file = agent_file(path / "influence", agent)
-        if file.exists():
-            check_rounds(file, rounds)
-        else:
-            print(f"dials_mpi: {file}: not there; goes on without its earlier rounds", file=sys.stderr, flush=True)
 
 
 def _layout(configuration: Configuration, domain: Domain, n_ranks: int, cores: int) -> Layout:
@@ -175,7 +150,7 @@ def _agree(comm, arguments: argparse.Namespace, machines: Machines, device: str)
     outcome = directory = None
     if comm.rank == 0:
         try:
-            run_path = resume_path(arguments)
+            run_path = resume.run_path(arguments)
             configuration, stored, domain = _configured(arguments, run_path, comm.size)
             layout = _layout(configuration, domain, comm.size, machines.cores)
             impossible = lacking(configuration, domain, layout, machines, device)
@@ -195,13 +170,13 @@ def _agree(comm, arguments: argparse.Namespace, machines: Machines, device: str)
                 facts = _facts(comm, configuration, domain, layout)
                 resumed = None
                 if stored:
-                    directory, resumed = _reopened(arguments, path, stored, configuration, domain, facts)
+                    directory, resumed = resume.reopen(arguments, path, stored, configuration, domain, facts)
                 else:
                     directory = RunDirectory(path, configuration.to_yaml(), facts, or_next=not arguments.name)
                 outcome = configuration.model_dump(mode="json"), resumed, str(directory.path.resolve())
         except UserError as error:
             outcome = error
-        except _NothingToDo as nothing:
+        except resume.NothingToDo as nothing:
             outcome, message = nothing.args
             print(message, flush=True)
     barrier(comm)  # polite, while rank 0 reads and the others are still starting
@@ -220,22 +195,16 @@ def _configured(
     Raises:
         UserError: bad input; changes that a resumed run must not make.
     """
-    layers, stored, named = cli.layers(arguments), None, arguments.env
-    default_agents = n_ranks - 1 or _AGENTS_IN_ONE_PROCESS
+    stored, named, default_agents = None, arguments.env, n_ranks - 1 or _AGENTS_IN_ONE_PROCESS
     if run_path:
-        file = run_path / "config.yaml"
-        values = (str(file), load_yaml(file))
-        if "env" not in values[1]:
-            raise UserError(f"{file}: no configuration of a run: it has no env; restore it")
-        stored = resolve([values], default_agents, named)
-        # What follows from the steps that the run was made with does not follow from those of now.
-        made = (str(file), {"ppo": {"anneal_steps": stored.ppo.anneal_steps}})
-        # With auto the command line stands for itself, as it did when the run was started.
-        layers = [made, *layers] if arguments.resume == "auto" else [values, made, *layers]
+        stored = resume.stored_configuration(run_path, default_agents, named)
         named, default_agents = stored.env, stored.agents
+    layers = cli.layers(arguments, stored.mode if stored else None)
+    if stored:
+        layers = [*resume.layers_beneath(arguments, run_path, stored), *layers]
     configuration = resolve(layers, default_agents, named)
     if stored:
-        refuse_changes(stored, configuration, run_path)
+        resume.refuse_changes(stored, configuration, run_path)
     by_default = None
     if all(values.get("agents") is None for _, values in layers):
         by_default = "ranks - 1" if n_ranks > 1 else "in one process"  # not of a run that goes on: its N is possible
@@ -254,7 +223,7 @@ def _destination(arguments: argparse.Namespace, path: Path, stored: Configuratio
         UserError: a run of that name exists already; the one that would go on has no whole checkpoint.
     """
     if stored:
-        text = f"would go on with {path} from step {_newest_checkpoint(path, stored)[1].get('step', 0):,}"
+        text = f"would go on with {path} from step {resume.newest_checkpoint(path, stored)[1].get('step', 0):,}"
     elif arguments.name and path.exists():
         raise exists(path)
     else:
@@ -277,140 +246,14 @@ def _facts(comm, configuration: Configuration, domain: Domain, layout: Layout) -
     }
 
 
-def _reopened(
-    arguments: argparse.Namespace,
-    path: Path,
-    stored: Configuration,
-    configuration: Configuration,
-    domain: Domain,
-    facts: dict[str, Any],
-) -> tuple[RunDirectory, tuple[str | None, dict]]:
-    """The directory of a run that goes on, cut back to its newest whole checkpoint, and that.
-
-    Args:
-        stored, configuration: before and now.
-
-    Raises:
-        UserError: something is damaged, or another process is at work on the run; nothing has been touched.
-        _NothingToDo: it has come to its end, or a person has stopped it.
-    """
-    held = lock(path, _PATIENCE if arguments.resume == "auto" else 0)
-    resumed = _newest_checkpoint(path, stored)
-    step, done = resumed[1].get("step", 0), resumed[1].get("updates", 0)
-    segments = plan(configuration, domain.horizon)
-    total = segments[-1].updates.stop
-    if done > total or (done == total and read_facts(path).get("state") == "finished"):
-        held.close()
-        raise _NothingToDo(0, f"{path} has come to step {step:,} already: nothing to do")
-    if arguments.resume == "auto" and (path / STOP_FILE).exists():
-        held.close()
-        raise _NothingToDo(cli.EXIT_UNFINISHED, f"{path / STOP_FILE}: the run stays stopped; remove it to go on")
-    _check_datasets(path, configuration, _rounds_before(segments, done))
-    cut_back(path, resumed[1].get("metrics", {}))
-    directory = RunDirectory.reopen(path, held, configuration.to_yaml(), step, facts)
-    clear_after(path / "checkpoints", step)
-    return directory, resumed
-
-
-class _NothingToDo(Exception):  # noqa: N818 - no error
-    """The run that is to be resumed has come to its end, or is to stay where it is: exit code, and why."""
-
-
-def resume_path(arguments: argparse.Namespace) -> Path | None:
-    """The run directory that is to be resumed; None for a new run.
-
-    Raises:
-        UserError: `--resume` names no run, or `--name` is none.
-    """
-    if arguments.name is not None:
-        check_name(arguments.name, "--name:")
-    if arguments.resume is None:
-        return None
-    if arguments.resume == "auto":
-        if not arguments.name:
-            raise UserError("--resume auto: give the run a --name, by which it is found again")
-        path = (arguments.runs or cli.RUNS) / arguments.name
-        return path if (path / "config.yaml").exists() else None
-    path = Path(arguments.resume)
-    if arguments.name:
-        raise UserError(f"--name: the run {path} has its name already; leave it out")
-    if arguments.runs:
-        raise UserError(f"--runs: {arguments.runs} is of no use: --resume {path} says where the run is; leave it out")
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"--resume: {path} is no run directory: it has no config.yaml")
-    return path
-
-
-def refuse_changes(stored: Configuration, wanted: Configuration, path: Path) -> None:
-    """Raises UserError with every setting that differs from the run's and must not."""
-    if changes := _changes(stored, wanted):
-        raise UserError(f"--resume: in {path} {changes}; a resumed run may change {', '.join(MAY_CHANGE)} only")
-
-
-def _changes(old: Configuration, new: Configuration) -> str:
-    """In words, what differs and must not in a resumed run; empty if nothing does."""
-    changes = []
-
-    def compare(old, new, key):
-        if isinstance(old, dict) and isinstance(new, dict):
-            for name in sorted(old.keys() | new.keys()):
-                compare(old.get(name), new.get(name), [*key, name])
-        elif old != new and key[0] not in MAY_CHANGE:
-            changes.append(f"{'.'.join(key)} is {old}, not {new}")
-
-    compare(old.model_dump(mode="json"), new.model_dump(mode="json"), [])
-    return "; ".join(changes)
-
-
-def _newest_checkpoint(path: Path, stored: Configuration) -> tuple[str | None, dict]:
-    """Path (None: go on from the beginning) and manifest of the checkpoint that a run goes on from.
-
-    Args:
-        path: the run directory.
-        stored: its configuration.
-    """
-    checkpoint, manifest, complaints = newest_whole(path / "checkpoints")
-    if checkpoint is None and (complaints or read_facts(path).get("state") in ("finished", "stopped")):
-        what = f"no whole checkpoint: {complaints[0]}" if complaints else "no checkpoint any more"
-        raise UserError(
-            f"--resume: {path} has {what}; beginning again would lose its results: start a new run with "
-            f"--config {path / 'config.yaml'}, without --resume and under another --name"
-        )
-    for complaint in complaints:
-        print(f"dials_mpi: checkpoint passed over: {complaint}", file=sys.stderr, flush=True)
-    if checkpoint:
-        # Completed by this version's defaults, like the file: neither may know settings that are new.
-        values = manifest["configuration"]
-        if values["ppo"].get("anneal_steps") is None:  # of a version that left it open
-            values = {**values, "ppo": {**values["ppo"], "anneal_steps": stored.ppo.anneal_steps}}
-        made_with = resolve([(str(checkpoint / MANIFEST), values)], stored.agents, stored.env)
-        if changes := _changes(made_with, stored):
-            raise UserError(
-                f"--resume: {path / 'config.yaml'} is not what {checkpoint} was made with ({changes}); restore it, or "
-                "start a new run"
-            )
-    return checkpoint and str(checkpoint.resolve()), manifest
-
-
 def _check_together(configuration: Configuration, domain: Domain) -> None:
     """What neither the configuration nor the domain can see alone."""
     if configuration.log.tensorboard:
         check_installed()
-    logits = configuration.policy.initial_logits
-    if logits is not None and len(logits) != domain.n_actions:
-        raise UserError(
-            f"policy.initial_logits: {len(logits)} numbers for {domain.n_actions} actions; give one for each action"
-        )
+    configuration.method.check(configuration.mode, domain)
+    for section in configuration.sections.values():
+        section.check(domain)
     check_counts(configuration, domain.horizon)
-    if configuration.mode == "gs":
-        return
-    if domain.influence is None:
-        raise UserError(f"mode: {configuration.mode} needs a domain with influence sources; try --mode gs")
-    if configuration.dataset.steps <= domain.horizon:
-        raise UserError(
-            f"dataset.steps: {configuration.dataset.steps} is one episode of {domain.horizon} steps; "
-            f"take at least {2 * domain.horizon}, so that one can be held out"
-        )
 
 
 def _default_name(configuration: Configuration, domain: Domain) -> str:

@@ -1,6 +1,6 @@
 """The base of all settings: those of the package and those of a domain."""
 
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticKnownError
@@ -10,6 +10,15 @@ class Settings(BaseModel):
     """Unknown keys are refused, and so are true and false where a number is asked for: YAML reads `yes` as true."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    settled: ClassVar[tuple[str, ...]] = ()
+    """Names of those that are null until a run is made, and then its number of steps for ever."""
+
+    def check(self, domain) -> None:
+        """Raises UserError if they do not go together with the domain of the run."""
+
+    def remark(self, steps: int) -> str | None:
+        """What is to be said of them when a run of so many steps goes on."""
+        return None
 
     @field_validator("*", mode="before")
     @classmethod

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from dials_mpi.algorithms.registry import METHODS
 from dials_mpi.parallel.threads import one_thread
 
 one_thread(os.environ)
@@ -54,6 +56,18 @@ SMALL_TRAFFIC = [
 def device(request) -> str:
     """Each device that networks can learn on here."""
     return request.param
+
+
+def of_mode(mode: str, settings: Sequence[str]) -> list[str]:
+    """Arguments without settings of sections that the mode does not have."""
+    foreign = tuple(f"--set={s}." for m in METHODS.values() for s in m.sections if s not in METHODS[mode].sections)
+    return [argument for argument in settings if not argument.startswith(foreign)]
+
+
+def values_of_mode(mode: str, values: dict) -> dict:
+    """The same of a layer of a configuration."""
+    foreign = {section for method in METHODS.values() for section in method.sections} - METHODS[mode].sections.keys()
+    return {key: value for key, value in values.items() if key not in foreign}
 
 
 class CommandLine:

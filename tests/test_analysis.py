@@ -7,7 +7,6 @@ import pytest
 import tabular
 import torch
 
-from dials_mpi.config import PolicySettings, PredictorSettings
 from dials_mpi.influence import bounds
 from dials_mpi.influence.analysis import (
     autocorrelation,
@@ -21,8 +20,11 @@ from dials_mpi.influence.analysis import (
 from dials_mpi.influence.collection import collect, dataset_batches
 from dials_mpi.influence.dataset import InfluenceDataset
 from dials_mpi.influence.predictor import InfluencePredictor, train
+from dials_mpi.influence.settings import PredictorSettings
 from dials_mpi.learning.episodes import JointEpisodes
 from dials_mpi.learning.policy import Policy
+from dials_mpi.learning.rollout import Player
+from dials_mpi.learning.settings import PolicySettings
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.interface import DomainSettings
 
@@ -108,7 +110,7 @@ def dataset(domain, policy):
 
 def collected(domain, policy):
     batches = dataset_batches(60_000, 2000, domain.horizon)
-    with JointEpisodes(domain, policy, seed=1, step=0) as episodes:
+    with JointEpisodes(domain, Player(policy), seed=1, step=0) as episodes:
         arrays = [collect(episodes, *numbered)[0].arrays() for numbered in enumerate(batches)]
     return InfluenceDataset(**{name: np.concatenate([a[name] for a in arrays], axis=1) for name in arrays[0]})
 

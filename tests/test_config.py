@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from dials_mpi import cli
-from dials_mpi.config import load_yaml, parse_override, resolve
+from dials_mpi.config import Configuration, load_yaml, parse_override, resolve
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import check_size, launched_rank, launched_size
 from dials_mpi.parallel.layout import Layout, choose_layout
@@ -26,7 +26,7 @@ from dials_mpi.simulators.registry import (
     shipped_configurations,
 )
 from dials_mpi.streams import stream, streams, torch_seed
-from dials_mpi.training.plan import batch_sizes, evaluation_at, most_batches, plan, rounding, updates_per_unit
+from dials_mpi.training.plan import batch_sizes, evaluation_at, most_batches, plan, rounding, unit_steps
 
 
 def configuration(*overrides: str, env="warehouse"):
@@ -38,13 +38,48 @@ def test_shipped_configurations_are_valid(env):
     folder = configuration_file(env).parent
     files = sorted(folder.glob(f"{env}*.yaml"))
     assert folder / f"{env}_paper.yaml" in files
+    companions = [file for file in files if file.stem.endswith("_dials")]
+    assert {file.name for file in companions} == {f"{env}_dials.yaml", f"{env}_paper_dials.yaml"}
     for file in files:
-        assert resolve([(str(file), load_yaml(file))], 4).env == env
+        if file not in companions:
+            assert of_files(str(file)).env == env
+
+
+def of_files(*names: str, **named) -> Configuration:
+    """What `--config` comes to."""
+    arguments = [f"--config={name}" for name in names] + [f"--{key}={value}" for key, value in named.items()]
+    return resolve(cli.layers(cli.parser().parse_args(arguments)), 4)
+
+
+@pytest.mark.parametrize("env", BUILT_IN)
+def test_values_for_one_method_stand_in_a_file_beside_and_count_in_its_modes(env):
+    folder = configuration_file(env).parent
+    for name in (env, f"{env}_paper"):
+        beside = load_yaml(folder / f"{name}_dials.yaml")
+        for mode in ("dials", "untrained-dials"):
+            found = of_files(name, mode=mode).model_dump(mode="json")
+            for section, values in beside.items():
+                assert {key: found[section][key] for key in values} == values
+        assert set(of_files(name, mode="gs").sections) == {"policy", "ppo"}
+    assert of_files(f"{env}_paper").predictor != of_files(env).predictor
+
+
+def test_a_file_beside_ones_own_is_laid_over_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text("env: warehouse\nsteps: 5\nppo:\n  copies: 3\n")
+    (tmp_path / "mine_dials.yaml").write_text("predictor:\n  epochs: 3\nppo:\n  copies: 4\n")
+    (tmp_path / "mine_gs.yaml").write_text("steps: 7\n")
+    mine = str(tmp_path / "mine.yaml")
+    c = of_files(mine)
+    assert (c.steps, c.ppo.copies, c.predictor.epochs) == (5, 4, 3)
+    c = of_files(mine, mode="gs")
+    assert (c.steps, c.ppo.copies) == (7, 3)
+    (tmp_path / "later.yaml").write_text("mode: untrained-dials\nppo:\n  copies: 5\n")
+    c = of_files(mine, str(tmp_path / "later.yaml"))
+    assert (c.mode, c.ppo.copies, c.predictor.epochs) == ("untrained-dials", 5, 3)
 
 
 def test_paper_configuration_has_the_published_values():
-    file = configuration_file("warehouse").with_name("warehouse_paper.yaml")
-    c = resolve([(str(file), load_yaml(file))], 4)
+    c = of_files("warehouse_paper")
     assert (c.steps, c.predictor.interval) == (4_000_000, 4_000_000)
     assert (c.policy.recurrent_size, c.policy.hidden_sizes, c.policy.activation) == (256, (128,), "relu")
     ppo = c.ppo
@@ -56,8 +91,7 @@ def test_paper_configuration_has_the_published_values():
 
 
 def test_paper_configuration_of_traffic_has_the_published_values():
-    file = configuration_file("traffic").with_name("traffic_paper.yaml")
-    c = resolve([(str(file), load_yaml(file))], 4)
+    c = of_files("traffic_paper")
     assert (c.steps, c.predictor.interval, c.dataset.steps) == (4_000_000, 1_000_000, 10_000)
     assert (c.policy.recurrent_size, c.policy.hidden_sizes, c.policy.activation) == (0, (256, 128), "relu")
     assert c.policy.initial_logits is None
@@ -115,11 +149,13 @@ def test_shipped_configurations_are_found_by_name_anywhere(tmp_path, monkeypatch
     def resolved(*arguments):
         return resolve(cli.layers(cli.parser().parse_args(arguments)), 4)
 
-    for name, file in shipped_configurations().items():
-        assert resolved(f"--config={name}") == resolve([(str(file), load_yaml(file))], 4), name
     assert set(shipped_configurations()) == {
-        "traffic", "traffic_large", "traffic_paper", "warehouse", "warehouse_paper",
+        "traffic", "traffic_dials", "traffic_large", "traffic_paper", "traffic_paper_dials",
+        "warehouse", "warehouse_dials", "warehouse_paper", "warehouse_paper_dials",
     }  # fmt: skip
+    for name, file in shipped_configurations().items():
+        if not name.endswith("_dials"):
+            assert resolved(f"--config={name}") == resolved(f"--config={file}"), name
     c = resolved("--config=traffic_large", "--config=traffic_paper")
     assert (c.ppo.copies, c.ppo.rollout_length, c.steps) == (1, 128, 4_000_000)
     (tmp_path / "traffic").mkdir()  # no file
@@ -128,7 +164,7 @@ def test_shipped_configurations_are_found_by_name_anywhere(tmp_path, monkeypatch
     assert resolved("--config=traffic_large").env == "warehouse"
     for unknown in ("traffic_huge", "traffic_paper.yaml", "nowhere/traffic_paper"):
         with pytest.raises(
-            UserError, match=rf"--config: {unknown}: .*; shipped are traffic, traffic_large, traffic_paper"
+            UserError, match=rf"--config: {unknown}: .*; shipped are traffic, traffic_large, traffic_paper, warehouse, "
         ):
             resolved(f"--config={unknown}")
 
@@ -410,7 +446,7 @@ def test_what_is_rounded_up_to_whole_rollouts_and_episodes_is_said():
     assert rounding(c, 100) == (
         "rounded up: steps 20,000 → 25,600, evaluation.interval 12,801 → 19,200, predictor.interval 100 → 6,400" + why
     )
-    c = configuration("steps=20000", "evaluation.interval=12801", "predictor.interval=100", "mode=gs")
+    c = configuration("steps=20000", "evaluation.interval=12801", "mode=gs")
     assert rounding(c, 100) == "rounded up: steps 20,000 → 25,600, evaluation.interval 12,801 → 19,200" + why
     exact = ("steps=64000", "evaluation.interval=12800", "predictor.interval=6400")
     assert rounding(configuration(*exact), 100) == ""
@@ -421,8 +457,8 @@ def test_what_is_rounded_up_to_whole_rollouts_and_episodes_is_said():
     for key, becomes in (("steps", "25,600"), ("evaluation.interval", "19,200")):
         c = configuration("steps=20000", "evaluation.interval=12801")
         segments = plan(c, 100)
-        last = {"steps": segments[-1].updates.stop, "evaluation.interval": segments[0].updates.stop}[key]
-        assert f"{c.steps_after(last):,}" == becomes, "what is said is what is done"
+        last = {"steps": segments[-1].stop, "evaluation.interval": segments[0].stop}[key]
+        assert f"{last:,}" == becomes, "what is said is what is done"
 
 
 def test_ranks_without_work_are_refused():
@@ -506,27 +542,29 @@ def test_plan_covers_every_update_once_in_whole_episodes(mode, steps, evaluation
         "steps": steps,
         "mode": mode,
         "evaluation": {"interval": evaluation},
-        "predictor": {"interval": interval},
+        **({"predictor": {"interval": interval}} if mode == "dials" else {}),
         "ppo": sizes,
     }
     configuration = resolve([("--env", {"env": "warehouse"}), ("test", values)], 4)
     segments = plan(configuration, horizon)
-    updates = [update for segment in segments for update in segment.updates]
-    unit = updates_per_unit(configuration, horizon)
-    assert unit * length % horizon == 0
-    assert updates == list(range(unit * -(-steps // (unit * length))))
-    assert all(len(segment.updates) * length % horizon == 0 for segment in segments[:-1])
+    unit = unit_steps(configuration, horizon)
+    assert unit == math.lcm(length, horizon)
+    assert segments[0].start == 0
+    assert all(earlier.stop == later.start for earlier, later in itertools.pairwise(segments))
+    total = segments[-1].stop
+    assert total == unit * -(-steps // unit)
+    assert all((segment.stop - segment.start) % unit == 0 < segment.stop - segment.start for segment in segments)
     assert segments[-1].evaluates
     evaluated = [0] if mode == "gs" else []  # before training, on its own or by the first collection
     for segment in segments:
-        evaluated += [segment.updates.start] * segment.collection_evaluates + [segment.updates.stop] * segment.evaluates
+        evaluated += [segment.start] * segment.collection_evaluates + [segment.stop] * segment.evaluates
         assert segment.round is not None or not segment.collection_evaluates
-    gap = unit * -(-evaluation // (unit * length))
-    assert evaluated == sorted({*range(0, len(updates), gap), len(updates)}), "each evaluation once"
+    gap = unit * -(-evaluation // unit)
+    assert evaluated == sorted({*range(0, total, gap), total}), "each evaluation once"
     if mode != "dials":
-        assert [segment.updates.start for segment in segments] == list(range(0, len(updates), gap)), "and nothing else"
+        assert [segment.start for segment in segments] == list(range(0, total, gap)), "and nothing else"
     for done in evaluated:
-        collected = any(segment.collection_evaluates and segment.updates.start == done for segment in segments)
+        collected = any(segment.collection_evaluates and segment.start == done for segment in segments)
         episodes = configuration.dataset.steps // horizon if collected else configuration.evaluation.episodes
         assert evaluation_at(configuration, horizon, done)[0] == episodes
     rounds = [segment for segment in segments if segment.round is not None]
@@ -534,8 +572,8 @@ def test_plan_covers_every_update_once_in_whole_episodes(mode, steps, evaluation
         assert rounds == []
         return
     assert [segment.round for segment in rounds] == list(range(len(rounds)))
-    gaps = {later.updates.start - earlier.updates.start for earlier, later in itertools.pairwise(rounds)}
-    assert all(interval <= gap * length < interval + math.lcm(length, horizon) for gap in gaps)
+    gaps = {later.start - earlier.start for earlier, later in itertools.pairwise(rounds)}
+    assert all(interval <= gap < interval + math.lcm(length, horizon) for gap in gaps)
 
 
 def test_streams_differ_by_every_part_of_their_name():

@@ -10,10 +10,11 @@ from dials_mpi.analysis.reading import open_run
 from dials_mpi.config import resolve
 from dials_mpi.influence.dataset import agent_file, read_rounds
 from dials_mpi.influence.predictor import InfluencePredictor
+from dials_mpi.learning.rollout import Player
 from dials_mpi.runs.metrics import read_metrics
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.interface import DomainSettings
-from dials_mpi.training.evaluation import evaluate_policy, load_policy
+from dials_mpi.training.evaluation import evaluate_actor, load_policy
 
 SETTINGS = [
     "--env=bets:Bets",
@@ -145,8 +146,17 @@ def test_evaluated_returns_are_those_of_the_policies(trained, untrained):
     for watched in (trained, untrained):
         record, exact = watched.phase("evaluate")[-1], bets.expected_return(probabilities(watched.policy()))
         assert record["mean_return"] == pytest.approx(exact.mean(), abs=4 * record["standard_error"])
-        returns = evaluate_policy(bets.Bets(2, DomainSettings()), watched.policy(), 5000, seed=9, step=0).episodes
+        returns = evaluate_actor(
+            bets.Bets(2, DomainSettings()), Player(watched.policy()), 5000, seed=9, step=0
+        ).episodes
         error = returns.std(axis=1) / np.sqrt(returns.shape[1])
         assert (np.abs(returns.mean(axis=1) - exact) < 4 * error).all()
     first = trained.phase("evaluate")[0]
     assert first["mean_return"] == pytest.approx(bets.expected_return(np.full((2, 2, 2), 0.5)).mean(), abs=0.3)
+
+
+def test_only_as_many_rounds_are_kept_as_are_asked_for(tmp_path):
+    few = ["--set=predictor.epochs=1", "--set=dataset.steps=400", "--set=evaluation.episodes=2"]
+    path = Watched(tmp_path, *few, "--set=dataset.keep_rounds=2").path
+    for agent in range(2):
+        assert [r.attributes["round"] for r in read_rounds(agent_file(path / "influence", agent))] == [1, 2]

@@ -6,7 +6,7 @@ import time
 
 import psutil
 import pytest
-from conftest import SMALL, SMALL_TRAFFIC, TESTS, wait_for
+from conftest import SMALL, SMALL_TRAFFIC, TESTS, of_mode, values_of_mode, wait_for
 
 from dials_mpi.config import parse_override, resolve
 from dials_mpi.errors import UserError
@@ -30,8 +30,10 @@ def _rings(monkeypatch):
 
 def configuration(env="warehouse", agents=4, settings=SMALL, **values):
     """Of `SMALL`, without its steps."""
-    layers = [("SMALL", parse_override(a.removeprefix("--set="))) for a in settings if a.startswith("--set=")]
-    return resolve([("--env", {"env": env}), *layers, ("more", values)], agents, env)
+    mode = values.get("mode", "dials")
+    layers = [parse_override(a.removeprefix("--set=")) for a in of_mode(mode, settings) if a.startswith("--set=")]
+    layers = [("test", layer) for layer in (*layers, values_of_mode(mode, values))]
+    return resolve([("--env", {"env": env}), *layers], agents, env)
 
 
 def domain_of(c):
@@ -105,8 +107,8 @@ def test_what_could_not_even_be_listed_is_refused_in_one_line(command_line, argu
 
 def test_as_many_intervals_as_can_be_listed_are_not_refused():
     """A million evaluations, each after one update of 200 steps; one more is one too many."""
-    c = configuration(settings=["--set=ppo.rollout_length=100", "--set=ppo.copies=2", "--set=ppo.minibatch_size=200"])
-    c = c.model_copy(update={"mode": "gs", "evaluation": c.evaluation.model_copy(update={"interval": 1})})
+    ppo = {"rollout_length": 100, "copies": 2, "minibatch_size": 200}
+    c = configuration(settings=[], mode="gs", ppo=ppo, evaluation={"interval": 1})
     most = c.model_copy(update={"steps": 200 * 1_000_000})
     check_counts(most, 100)
     assert len(plan(most, 100)) == 1_000_000
@@ -285,12 +287,13 @@ def test_memory_is_counted_as_the_arrays_have_it(env, settings, mode):
     c = configuration(env, 4, settings, mode=mode)
     domain = domain_of(c)
     policy = Policy([0], domain.observation_size, domain.n_actions, c.policy, 0).parameters.nbytes
-    predictor = InfluencePredictor([0], domain.influence, c.predictor, 0, n_actions=domain.n_actions)
+    with_predictor = configuration(env, 4, settings)
+    predictor = InfluencePredictor([0], domain.influence, with_predictor.predictor, 0, n_actions=domain.n_actions)
     predictor = predictor.network.parameters.nbytes
     rollout = Rollout.empty(1, c.ppo, domain.observation_size, c.policy.recurrent_size)
     rollout = sum(array.nbytes for array in rollout.arrays().values())
     episode = sum(a.nbytes for a in InfluenceDataset.empty(1, 1, domain.horizon, domain.influence).arrays().values())
-    episodes = -(-c.dataset.steps // domain.horizon)
+    episodes = -(-with_predictor.dataset.steps // domain.horizon)
     of_predictor = {"dials": 5, "untrained-dials": 1, "gs": 0}[mode]
     expected = {"networks": 4 * policy + of_predictor * predictor, "rollouts": rollout}
     if mode == "dials":

@@ -14,11 +14,12 @@ from dials_mpi.analysis.reading import open_run
 from dials_mpi.config import resolve
 from dials_mpi.errors import UserError
 from dials_mpi.learning.policy import Policy
+from dials_mpi.learning.rollout import Player
 from dials_mpi.runs.metrics import read_metrics
 from dials_mpi.runs.policies import save_policies
 from dials_mpi.simulators.grid import counterparts
 from dials_mpi.simulators.registry import make_domain
-from dials_mpi.training.evaluation import Returns, evaluate_controller, evaluate_policy, load_player, load_policy
+from dials_mpi.training.evaluation import Returns, evaluate_actor, evaluate_controller, load_actor, load_policy
 
 
 @pytest.fixture
@@ -26,13 +27,15 @@ def run(tmp_path):
     c = resolve([("test", {"env": "warehouse"})], 4)
     domain = make_domain(c.env, c.agents, c.domain)
     policy = Policy(range(4), domain.observation_size, domain.n_actions, c.policy, seed=7)
-    save_policies(tmp_path / "policies.npz", policy.network, 100)
+    save_policies(
+        tmp_path / "policies.npz", {"policy": policy.parameters.numpy()}, {"policy": policy.network.shapes}, 100
+    )
     return tmp_path, c, domain, policy
 
 
 def test_a_runs_policies_act_again(run):
     folder, c, domain, policy = run
-    player = load_player(folder, c, domain, copies=3, seed=0)
+    player = load_actor(folder, c, domain, copies=3, seed=0)
     assert np.array_equal(player._policy.parameters, policy.parameters)
     actions = player.act(np.zeros((4, 3, domain.observation_size)))
     assert actions.shape == (4, 3)
@@ -48,21 +51,21 @@ def test_damaged_policies_are_named(run):
     for damaged in (b"", whole[: len(whole) // 2], bytes(flipped), b"no archive"):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match=r"policies\.npz: no policies to be read \(.+\)"):
-            load_player(folder, c, domain, 1, 0)
+            load_actor(folder, c, domain, 1, 0)
     file.unlink()
     with pytest.raises(UserError, match="No such file"):
-        load_player(folder, c, domain, 1, 0)
+        load_actor(folder, c, domain, 1, 0)
     policy.parameters[2, 5] = float("nan")
-    save_policies(file, policy.network, 100)
+    save_policies(file, {"policy": policy.parameters.numpy()}, {"policy": policy.network.shapes}, 100)
     with pytest.raises(UserError, match="damaged"):
-        load_player(folder, c, domain, 1, 0)
+        load_actor(folder, c, domain, 1, 0)
 
 
 def test_policies_of_another_configuration_are_refused(run):
     folder, c, domain, _ = run
     other = c.model_copy(update={"policy": c.policy.model_copy(update={"hidden_sizes": (32,)})})
     with pytest.raises(UserError, match="but the run's configuration makes"):
-        load_player(folder, other, domain, 1, 0)
+        load_actor(folder, other, domain, 1, 0)
 
 
 def test_returns_by_hand():
@@ -201,7 +204,7 @@ def test_policies_placed_on_a_larger_grid_earn_what_they_earn_there(small_run, t
     policy = Policy(range(9), 37, 4, c.policy, seed=0)
     for agent, source in enumerate(result["placement"]):
         policy.parameters[agent] = trained.parameters[source]
-    assert evaluate_policy(large, policy, 3, 4, step).as_record() == result["evaluate"]
+    assert evaluate_actor(large, Player(policy), 3, 4, step).as_record() == result["evaluate"]
 
 
 def test_many_episodes_are_played_in_batches_that_begin_alike(small_run):
@@ -209,10 +212,10 @@ def test_many_episodes_are_played_in_batches_that_begin_alike(small_run):
     domain = make_domain("warehouse", 4, c.domain)
     policy = load_policy(small_run, c, domain)[2]
     ticks = []
-    returns = evaluate_policy(domain, policy, 5, 0, 0, copies=2, tick=lambda: ticks.append(1)).episodes
+    returns = evaluate_actor(domain, Player(policy), 5, 0, 0, copies=2, tick=lambda: ticks.append(1)).episodes
     assert returns.shape == (4, 5)
     assert len(ticks) == 3 * domain.horizon
-    assert np.array_equal(returns[:, :2], evaluate_policy(domain, policy, 2, 0, 0).episodes)
+    assert np.array_equal(returns[:, :2], evaluate_actor(domain, Player(policy), 2, 0, 0).episodes)
     assert len(np.unique(returns)) == returns.size, "no episode comes twice"
     alike = [evaluate_controller(domain, "closest", 5, 0, copies).episodes for copies in (2, None)]
     assert np.array_equal(*alike)
@@ -282,7 +285,9 @@ def test_policies_do_not_go_where_observations_have_another_size(tmp_path, capsy
     (tmp_path / "config.yaml").write_text(c.to_yaml())
     domain = make_domain(c.env, 1, c.domain)
     policy = Policy(range(1), domain.observation_size, domain.n_actions, c.policy, seed=7)
-    save_policies(tmp_path / "policies.npz", policy.network, 100)
+    save_policies(
+        tmp_path / "policies.npz", {"policy": policy.parameters.numpy()}, {"policy": policy.network.shapes}, 100
+    )
     assert main(["evaluate", str(tmp_path), "--set=domain.lanes=2"]) == 2
     assert "traffic: observation_size is 76 there, but 40 in the run" in capsys.readouterr().err
     more = ["--agents=4", "--episodes=2", "--set=domain.horizon=20"]

@@ -115,7 +115,9 @@ def traffic_run(tmp_path_factory):
     domain = make_domain(c.env, 4, c.domain)
     policy = Policy(range(4), domain.observation_size, domain.n_actions, c.policy, seed=7)
     policy.parameters.add_(0.1 * torch.randn(policy.parameters.shape, generator=torch.Generator().manual_seed(0)))
-    save_policies(folder / "policies.npz", policy.network, 100)
+    save_policies(
+        folder / "policies.npz", {"policy": policy.parameters.numpy()}, {"policy": policy.network.shapes}, 100
+    )
     return folder
 
 
@@ -165,7 +167,9 @@ def test_all_agents_of_a_users_own_domain(tmp_path, monkeypatch):
     c = resolve([("test", {"env": "ring:Ring", "policy": {"recurrent_size": 8, "hidden_sizes": []}})], 3, "ring:Ring")
     (tmp_path / "config.yaml").write_text(c.to_yaml())
     policy = Policy(range(3), 2, 2, c.policy, seed=7)
-    save_policies(tmp_path / "policies.npz", policy.network, 0)
+    save_policies(
+        tmp_path / "policies.npz", {"policy": policy.parameters.numpy()}, {"policy": policy.network.shapes}, 0
+    )
     assert export_policy.main([".", "--all", "--env=ring:Ring"]) == 0
     folder = tmp_path / "exported" / tmp_path.name
     assert len(list(folder.glob("agent_*.pt"))) == 3

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import SMALL, SMALL_TRAFFIC, TESTS, CommandLine
+from conftest import SMALL, SMALL_TRAFFIC, TESTS, CommandLine, of_mode
 from matplotlib.transforms import Bbox
 
 from dials_mpi.analysis import comparison, figures, published, results
@@ -37,7 +37,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     arguments = {
         "w0": ["--env=warehouse", *SMALL],
         "w1": ["--env=warehouse", "--seed=1", *SMALL],
-        "gs": ["--env=warehouse", "--mode=gs", *SMALL],
+        "gs": ["--env=warehouse", "--mode=gs", *of_mode("gs", SMALL)],
         "t0": ["--env=traffic", *SMALL_TRAFFIC],
     }
     for name, options in arguments.items():

@@ -12,21 +12,24 @@ import pytest
 import reference_aip
 import torch
 
-from dials_mpi.config import PolicySettings, PredictorSettings, resolve
+from dials_mpi.config import resolve
 from dials_mpi.errors import UserError
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, dataset_batches
 from dials_mpi.influence.dataset import InfluenceDataset, check_rounds, drop_rounds, read_rounds, write_round
 from dials_mpi.influence.predictor import NO_ACTION, InfluencePredictor, train, train_by_epochs
+from dials_mpi.influence.settings import PredictorSettings
 from dials_mpi.learning.episodes import JointEpisodes
 from dials_mpi.learning.policy import Policy
+from dials_mpi.learning.rollout import Player
+from dials_mpi.learning.settings import PolicySettings
 from dials_mpi.runs.files import replace_durably
 from dials_mpi.simulators.interface import Influence
 from dials_mpi.simulators.registry import make_domain
 from dials_mpi.simulators.warehouse import Warehouse, WarehouseSettings
 from dials_mpi.simulators.warehouse.local_simulator import WarehouseLocalSimulator
 from dials_mpi.streams import streams
-from dials_mpi.training.evaluation import evaluate_policy
+from dials_mpi.training.evaluation import evaluate_actor
 
 SMALL = {"hidden_sizes": (16,), "learning_rate": 1e-2, "epochs": 60, "minibatch_size": 400}
 
@@ -315,7 +318,7 @@ def test_collected_rows_pair_the_state_before_a_step_with_the_sources_of_that_st
     """Replayed in the LS, a dataset's sources and actions lead from each of its local states to the next."""
     domain = Warehouse(4, WarehouseSettings(item_probability=0.0))
     policy = Policy(range(4), 37, 4, PolicySettings(hidden_sizes=(8,)), seed=0)
-    data, _ = collect(JointEpisodes(domain, policy, seed=0, step=0), 0, range(3))
+    data, _ = collect(JointEpisodes(domain, Player(policy), seed=0, step=0), 0, range(3))
     ls = domain.local_simulator(range(4), 3)
     ls.seed(streams(0, "train/simulator", range(4)))
     ls.reset()
@@ -343,7 +346,7 @@ def test_a_batch_does_not_depend_on_who_collects_it_and_in_which_order(env):
     batches = dataset_batches(100, 2, domain.horizon)
 
     def collected(order):
-        with JointEpisodes(domain, policy, seed=1, step=400) as episodes:
+        with JointEpisodes(domain, Player(policy), seed=1, step=400) as episodes:
             return {number: collect(episodes, number, batches[number]) for number in order}
 
     whole, backwards = collected([0, 1, 2]), collected([2, 1, 0])
@@ -354,7 +357,7 @@ def test_a_batch_does_not_depend_on_who_collects_it_and_in_which_order(env):
             for name, array in data.arrays().items():
                 assert np.array_equal(array, other.arrays()[name]), name
     assert not np.array_equal(whole[0][0].actions, whole[1][0].actions)
-    evaluation = evaluate_policy(domain, policy, 5, seed=1, step=400, copies=2)
+    evaluation = evaluate_actor(domain, Player(policy), 5, seed=1, step=400, copies=2)
     returns = np.concatenate([returns for _, returns in whole.values()], axis=1)
     assert np.array_equal(returns, evaluation.episodes), "so they can stand for an evaluation"
 

@@ -8,13 +8,13 @@ import sys
 
 import h5py
 import pytest
-from conftest import SMALL, SMALL_TRAFFIC, CommandLine, tool, without_packages
+from conftest import SMALL, SMALL_TRAFFIC, CommandLine, of_mode, tool, without_packages
 
 from dials_mpi.analysis.reading import open_run
-from dials_mpi.config import PredictorSettings
 from dials_mpi.influence.analysis import predictor_distance
 from dials_mpi.influence.dataset import read_rounds
 from dials_mpi.influence.predictor import InfluencePredictor
+from dials_mpi.influence.settings import PredictorSettings
 from dials_mpi.simulators.interface import Influence
 
 
@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
         ["--name=warehouse", "--env=warehouse", *SMALL],
         ["--name=traffic", "--env=traffic", *SMALL_TRAFFIC],
         ["--name=actions", "--env=warehouse", "--set=predictor.sees_actions=true", *SMALL],
-        ["--name=gs", "--env=warehouse", "--mode=gs", *SMALL, "--steps=400"],
+        ["--name=gs", "--env=warehouse", "--mode=gs", *of_mode("gs", SMALL), "--steps=400"],
     ):
         result = command_line(*arguments)
         assert result.returncode == 0, result.stderr

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from dials_mpi.config import PolicySettings
 from dials_mpi.learning.networks import StackedNetwork
 from dials_mpi.learning.optimiser import Adam
 from dials_mpi.learning.policy import Policy
+from dials_mpi.learning.settings import PolicySettings
 
 A, L, S, D, H = 3, 7, 5, 11, 16
 PRECISIONS = ("float32", "bfloat16")

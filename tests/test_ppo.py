@@ -5,10 +5,10 @@ import pytest
 import torch
 from ring import Ring
 
-from dials_mpi.config import PolicySettings, PPOSettings
 from dials_mpi.learning.policy import Policy
-from dials_mpi.learning.ppo import PPO, STATISTICS, episode_starts, generalised_advantages
+from dials_mpi.learning.ppo import PPO, episode_starts, generalised_advantages
 from dials_mpi.learning.rollout import Actor, Rollout, sample
+from dials_mpi.learning.settings import PPO_STATISTICS, PolicySettings, PPOSettings
 from dials_mpi.learning.statistics import Means
 from dials_mpi.runs.clock import Clock
 from dials_mpi.simulators.interface import DomainSettings, Step
@@ -191,7 +191,7 @@ def test_first_update_sees_no_difference_to_the_policy_that_acted(device):
     _, _, actor, learner, rollout = acting(epochs=1, learning_rate=1e-12, device=device)
     actor.collect(rollout, 10)
     statistics = learner.update(rollout, 0, 0.0, np.random.default_rng(0))
-    assert set(statistics) == set(STATISTICS)
+    assert set(statistics) == set(PPO_STATISTICS)
     assert statistics["approx_kl"].abs().max() < 1e-6
     assert statistics["clip_fraction"].max() == 0
 

@@ -6,7 +6,7 @@ import math
 import shutil
 
 import pytest
-from conftest import SMALL, TESTS, tool, without_packages
+from conftest import SMALL, TESTS, tool, values_of_mode, without_packages
 
 from dials_mpi.config import parse_override, resolve
 from dials_mpi.errors import UserError
@@ -27,7 +27,8 @@ def configuration(agents=4, **values):
         "dataset": {"steps": 1000, "copies": 2},
         "evaluation": {"interval": 1000, "episodes": 4, "copies": 2, "handcoded_episodes": 2},
     }
-    return resolve([("--env", {"env": "warehouse"}), ("test", settings), ("more", values)], agents)
+    layers = [values_of_mode({**settings, **values}["mode"], layer) for layer in (settings, values)]
+    return resolve([("--env", {"env": "warehouse"}), *(("test", layer) for layer in layers)], agents)
 
 
 def costs(c, **changes):
@@ -130,10 +131,10 @@ def test_counts_are_those_of_the_plan(mode, evaluation, interval):
     )
     segments = plan(c, HORIZON)
     counts = predict(c, Layout(4, 5), costs(c), ONE_EACH).counts
-    assert counts["updates"] == segments[-1].updates.stop
+    assert counts["updates"] == segments[-1].stop // c.update_steps
     assert counts["rounds"] == sum(s.round is not None for s in segments)
-    evaluated = {s.updates.start for s in segments if s.collection_evaluates}
-    evaluated |= {s.updates.stop for s in segments if s.evaluates} | {0}
+    evaluated = {s.start for s in segments if s.collection_evaluates}
+    evaluated |= {s.stop for s in segments if s.evaluates} | {0}
     assert counts["evaluations"] == len(evaluated)
 
 

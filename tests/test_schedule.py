@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import reference_ppo
 import ring
-from conftest import run_here
+from conftest import of_mode, run_here
 
 from dials_mpi.algorithms import dials
 from dials_mpi.analysis.reading import open_run
 from dials_mpi.config import resolve
 from dials_mpi.influence.predictor import InfluencePredictor
-from dials_mpi.learning.ppo import PPO, STATISTICS
+from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Player
+from dials_mpi.learning.settings import PPO_STATISTICS
 from dials_mpi.runs.metrics import read_metrics
 from dials_mpi.streams import stream
 from dials_mpi.training.session import Session
@@ -79,7 +80,7 @@ class Watched:
                 (ring.RingGlobalSimulator, "seed", "GS", lambda self, generators: generators),
                 (InfluencePredictor, "noise", "influence", lambda self, generators, copies: generators),
                 (Actor, "start", "actions", lambda self, generators: generators),
-                (Player, "__init__", "joint actions", lambda self, policy, copies, generators: generators),
+                (Player, "start", "joint actions", lambda self, copies, generators: generators),
                 (PPO, "update", "minibatches", lambda self, rollout, first, progress, order: [order]),
                 (dials, "train_by_epochs", "AIP minibatches", lambda predictor, data, fraction, order: [order]),
             ):
@@ -92,7 +93,8 @@ class Watched:
                 begin(session)
 
             patch.setattr(Session, "begin", watched_from_here)
-            self.path = run_here(folder, *SETTINGS, *arguments)
+            mode = next((a.removeprefix("--mode=") for a in arguments if a.startswith("--mode=")), "dials")
+            self.path = run_here(folder, *of_mode(mode, SETTINGS), *arguments)
         self.settings = resolve([("run", open_run(self.path).configuration)], AGENTS, "ring:Ring").ppo
 
     def _watch_streams(self, patch, owner, name, what, which):
@@ -176,7 +178,7 @@ def test_every_update_of_a_run_is_the_references_by_the_schedule_worked_out_by_h
     references = taught(watched, progress, FIRST_STEPS)
     for update, done, (parameters, expected) in zip(watched.updates, progress, references, strict=True):
         assert furthest(update.after[-1], parameters) < 2e-6
-        for name in STATISTICS:
+        for name in PPO_STATISTICS:
             if done == 1 and name in ("clip_fraction", "gradient_norm"):
                 continue  # with a clip of 0 rounding decides what is clipped; nothing is learned any more
             assert float(update.statistics[name][-1]) == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
@@ -206,7 +208,7 @@ def test_a_run_reports_the_means_of_its_updates(runs):
         ends = [record["step"] // 100 for record in learned]
         assert ends[-1] == 6
         for record, first, end in zip(learned, [0, *ends], ends, strict=False):
-            for name in STATISTICS:
+            for name in PPO_STATISTICS:
                 mean = np.mean([u.statistics[name] for u in watched.updates[first:end]], axis=0)
                 np.testing.assert_allclose(record["per_agent"][name], mean, atol=2e-6, rtol=1e-5)
                 assert record[name] == pytest.approx(mean.mean(), abs=2e-6, rel=1e-5)

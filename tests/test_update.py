@@ -5,10 +5,10 @@ import pytest
 import reference_ppo
 import torch
 
-from dials_mpi.config import PolicySettings, PPOSettings
 from dials_mpi.learning.policy import Policy
-from dials_mpi.learning.ppo import PPO, STATISTICS
+from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Rollout
+from dials_mpi.learning.settings import PPO_STATISTICS, PolicySettings, PPOSettings
 
 A, OBSERVED, ACTIONS, HORIZON = 2, 4, 3, 10
 EVERYTHING = PPOSettings(
@@ -67,7 +67,7 @@ def learned(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, rec
         for seed in range(2)
     ]
     return policy.parameters.numpy().copy(), {
-        name: torch.stack([f[name] for f in found]).numpy() for name in STATISTICS
+        name: torch.stack([f[name] for f in found]).numpy() for name in PPO_STATISTICS
     }
 
 
@@ -89,7 +89,7 @@ def expected(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, re
 def assert_same(result, reference):
     (parameters, statistics), (true_parameters, true_statistics) = result, reference
     np.testing.assert_allclose(parameters, true_parameters, rtol=0, atol=TOLERANCE)
-    assert set(statistics) == set(true_statistics) == set(STATISTICS)
+    assert set(statistics) == set(true_statistics) == set(PPO_STATISTICS)
     for name, values in statistics.items():
         np.testing.assert_allclose(values, true_statistics[name], rtol=2e-5, atol=TOLERANCE, err_msg=name)
 

@@ -15,6 +15,7 @@ from dials_mpi.simulators.warehouse.regions import (
     PATH_LENGTH,
     SHELF_AT,
     SHELVES,
+    SIZE,
     Floor,
 )
 from dials_mpi.streams import streams
@@ -49,6 +50,19 @@ def seeded(simulator, n: int, seed: int = 0):
 )
 def test_moves(start, action, end):
     assert NEXT_POSITION[start[0] * 5 + start[1], action] == end[0] * 5 + end[1]
+
+
+def test_an_observation_is_the_position_and_the_items():
+    floor = Floor(np.arange(12)[None], copies=2)
+    appears = np.zeros((12, 2), bool)
+    appears[3, 0] = True  # the first cell of the bottom row
+    floor.reset(appears)
+    floor.positions[0] = [1 * SIZE + 2, 3 * SIZE + 4]
+    expected = np.zeros((1, 2, SIZE * SIZE + 12), np.uint8)
+    expected[0, 0, [7, SIZE * SIZE + 3]] = 1
+    expected[0, 1, 19] = 1
+    assert np.array_equal(floor.observations(), expected)
+    assert np.array_equal(floor.observations([0]), expected)
 
 
 def test_corners_are_never_entered():
@@ -172,6 +186,35 @@ def test_reference_returns(n_agents, controller, expected, tolerance):
 def test_oldest_item_rule_earns_as_much():
     returns = evaluate_controller(warehouse(4), "oldest", episodes=400, seed=0)
     assert returns.mean_return == pytest.approx(13.1, abs=0.25)
+
+
+@pytest.mark.parametrize(("rule", "shelf"), [("closest", 11), ("oldest", 0)])
+def test_handcoded_robots_choose_the_closest_or_the_oldest_item(rule, shelf):
+    """At row 3, column 3, with an old item far away, a new one beside it, and another in between."""
+    items = np.full((1, 12, 1), NEVER, np.int16)
+    items[0, [0, 7, 11], 0] = [2, 5, 9]  # when they appeared, at (0, 1), (1, 4) and (3, 4)
+    robots = HandcodedRobots(rule, 1, 1)
+    position = np.array([[3 * SIZE + 3]])
+    action = robots.act(position, items, np.zeros((1, 1)))
+    assert robots._targets.tolist() == [[shelf]]
+    assert PATH_LENGTH[NEXT_POSITION[position, action], shelf] == PATH_LENGTH[position, shelf] - 1
+
+
+def test_handcoded_robots_forget_their_targets_with_the_episode_and_with_the_last_item():
+    at_centre, noise = np.array([[CENTRE]]), np.zeros((1, 1))
+    none = np.full((1, 12, 1), NEVER, np.int16)
+    top, both = none.copy(), none.copy()
+    top[0, 1] = 3
+    both[0, [0, 1, 4], 0] = [3, 3, 1]
+    for forget in (lambda robots: robots.reset(), lambda robots: robots.act(at_centre, none, noise)):
+        robots = HandcodedRobots("oldest", 1, 1)
+        robots.act(at_centre, top, noise)
+        assert robots._targets.tolist() == [[1]]
+        forget(robots)
+        robots.act(at_centre, both, noise)
+        assert robots._targets.tolist() == [[4]], "the oldest of those that are there now"
+    with pytest.raises(ValueError, match=r"rule 'nearest' .* closest, oldest"):
+        HandcodedRobots("nearest", 1, 1)
 
 
 def test_handcoded_robot_keeps_its_target_while_it_exists():

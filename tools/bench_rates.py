@@ -27,7 +27,7 @@ from dials_mpi.runs.clock import LEARNING, PHASES, Clock  # noqa: E402
 from dials_mpi.simulators.interface import Domain  # noqa: E402
 from dials_mpi.simulators.registry import make_domain  # noqa: E402
 from dials_mpi.streams import stream, streams  # noqa: E402
-from dials_mpi.training.plan import updates_per_unit  # noqa: E402
+from dials_mpi.training.plan import unit_steps  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -140,8 +140,8 @@ def traffic_gs(options: Options, stack: ExitStack) -> list[Measurement]:
         simulator = domain.global_simulator(b)
         stack.callback(simulator.close)
         simulator.seed([np.random.default_rng(copy) for copy in range(b)])
-        player = Player(_policy(domain, c, n), b, streams(0, "evaluate/actions", range(n)))
-        player.reset()
+        player = Player(_policy(domain, c, n))
+        player.start(b, streams(0, "evaluate/actions", range(n)))
         rng, state = np.random.default_rng(1), {}
 
         # The policy's actions would be random: these lights let traffic flow.
@@ -258,7 +258,7 @@ class Learning:
 
     def __init__(self, stack: ExitStack, c: Configuration, domain: Domain, env: str, n: int):
         self._clock = Clock()
-        self.unit = updates_per_unit(c, domain.horizon)
+        self._unit = range(0, unit_steps(c, domain.horizon), c.update_steps)
         self._learners = LocalLearners(
             c, domain, range(n), _policy(domain, c, n), _predictor(domain, c, n, env), self._clock
         )
@@ -270,12 +270,12 @@ class Learning:
         Returns:
             Updates done, CPU seconds, what share of them each phase had, and what `counted` counted.
         """
-        self._learners.learn(0, range(1), Means())
+        self._learners.learn(0, self._unit[:1], Means())
         with counted(options.instructions) as count:
             before, begin, updates = self._clock.report(), time.process_time(), 0
             while (elapsed := time.process_time() - begin) < options.seconds or not updates:
-                self._learners.learn(0, range(self.unit), Means())
-                updates += self.unit
+                self._learners.learn(0, self._unit, Means())
+                updates += len(self._unit)
         by_phase = dict(zip(PHASES, self._clock.report() - before, strict=False))
         total = sum(by_phase.values())
         return updates, elapsed, {phase: by_phase[phase] / total for phase in LEARNING}, count
@@ -413,11 +413,14 @@ def _episode(simulator, step, horizon: int):
 
 
 def _joint_episode(domain: Domain, c: Configuration, simulator, copies: int):
-    player = Player(_policy(domain, c, domain.n_agents), copies, streams(0, "evaluate/actions", range(domain.n_agents)))
+    player, generators = (
+        Player(_policy(domain, c, domain.n_agents)),
+        streams(0, "evaluate/actions", range(domain.n_agents)),
+    )
 
     def whole():
         observations = simulator.reset()
-        player.reset()
+        player.start(copies, generators)
         for _ in range(domain.horizon):
             observations = simulator.step(player.act(observations)).observations
 

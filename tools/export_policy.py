@@ -26,7 +26,7 @@ from tqdm import tqdm  # noqa: E402
 
 from dials_mpi.analysis.reading import Run, open_run  # noqa: E402
 from dials_mpi.cli import add_env, at_least  # noqa: E402
-from dials_mpi.config import Configuration, resolve  # noqa: E402
+from dials_mpi.config import Configuration, resolve, stored_layer  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.learning.export import FORMATS, PolicyModule, check_format, to_bytes  # noqa: E402
 from dials_mpi.learning.networks import as_features  # noqa: E402
@@ -73,7 +73,7 @@ def export(arguments: argparse.Namespace) -> None:
     for form in arguments.format:
         check_format(form)
     run = open_run(arguments.run)
-    c = resolve([(str(run.path / "config.yaml"), run.configuration)], 1, arguments.env)
+    c = resolve([stored_layer(run.path / "config.yaml", run.configuration)], 1, arguments.env)
     domain = make_domain(c.env, c.agents, c.domain)
     agents = range(c.agents) if arguments.all else arguments.agent
     if max(agents) >= c.agents:

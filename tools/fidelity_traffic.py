@@ -20,7 +20,7 @@ one_thread(os.environ)
 import numpy as np  # noqa: E402
 
 from dials_mpi.cli import at_least  # noqa: E402
-from dials_mpi.config import load_yaml, resolve  # noqa: E402
+from dials_mpi.config import load_yaml, resolve, stored_layer  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.simulators.registry import make_domain  # noqa: E402
 from dials_mpi.simulators.replay import replay  # noqa: E402
@@ -50,14 +50,14 @@ def report(arguments: argparse.Namespace) -> None:
             raise UserError("--agents: the run has its own number; leave it out")
         file = arguments.run / "config.yaml"
         layer = load_yaml(file)
-    c = resolve([(str(file), layer)], 4, "traffic")
+    c = resolve([stored_layer(file, layer) if arguments.run else (file, layer)], 4, "traffic")
     domain = make_domain(c.env, c.agents, c.domain)
     shape = (c.agents, arguments.copies)
     generator = np.random.default_rng(arguments.seed)
     if arguments.run:
-        from dials_mpi.training.evaluation import load_player
+        from dials_mpi.training.evaluation import load_actor
 
-        policies = {"the run's": load_player(arguments.run, c, domain, arguments.copies, arguments.seed).act}
+        policies = {"the run's": load_actor(arguments.run, c, domain, arguments.copies, arguments.seed).act}
     else:
         policies = {"random": lambda _: generator.integers(domain.n_actions, size=shape)}
         for cycle in (FixedTime.CYCLE, 60):

@@ -194,8 +194,8 @@ def add_predictor_distances(run: Run, rounds: list[AgentRound]) -> None:
     if not pairs:
         return
     try:
-        from dials_mpi.config import PredictorSettings
         from dials_mpi.influence.predictor import InfluencePredictor
+        from dials_mpi.influence.settings import PredictorSettings
     except ImportError as error:
         print(f"influence: ξ is left out: {error}", file=sys.stderr)
         return

@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from dials_mpi.cli import at_least  # noqa: E402
-from dials_mpi.config import load_yaml, resolve  # noqa: E402
+from dials_mpi.config import load_yaml, resolve, stored_layer  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.extras import extra  # noqa: E402
 from dials_mpi.simulators.interface import Domain  # noqa: E402
@@ -126,7 +126,7 @@ def _players(arguments: argparse.Namespace):
     if arguments.run:
         if arguments.agents is not None:
             raise UserError("--agents: the run has its own number; leave it out")
-        layers = [(str(arguments.run / "config.yaml"), load_yaml(arguments.run / "config.yaml"))]
+        layers = [stored_layer(arguments.run / "config.yaml", load_yaml(arguments.run / "config.yaml"))]
     else:
         layers = [("--env", {"env": arguments.env, "agents": arguments.agents or 4})]
     c = resolve(layers, 4, arguments.env)
@@ -142,10 +142,10 @@ def _players(arguments: argparse.Namespace):
     if arguments.controller:
         return domain, None
 
-    from dials_mpi.training.evaluation import load_player
+    from dials_mpi.training.evaluation import load_actor
 
     # Two episodes at most: one on the GS, and for the LS another one.
-    players = [load_player(arguments.run, c, domain, 1, seed) for seed in (arguments.seed, arguments.seed + 1)]
+    players = [load_actor(arguments.run, c, domain, 1, seed) for seed in (arguments.seed, arguments.seed + 1)]
     return domain, [player.act for player in players]
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from dials_mpi.analysis import results
 from dials_mpi.analysis.offline import Parser, add_runs, run_tool, tell
 from dials_mpi.analysis.reading import Run
-from dials_mpi.analysis.results import MODE_NAMES, Group
+from dials_mpi.analysis.results import Group, mode_name
 from dials_mpi.cli import add_env
 from dials_mpi.errors import UserError
 from dials_mpi.simulators.grid import places
@@ -100,7 +100,7 @@ def work(arguments: argparse.Namespace) -> int:
 
 
 def _title(groups: Sequence[Group]) -> str:
-    modes = dict.fromkeys(MODE_NAMES.get(group.mode, group.mode) for group in groups)
+    modes = dict.fromkeys(mode_name(group.mode) for group in groups)
     domains = dict.fromkeys(group.domain for group in groups)
     sizes = dict.fromkeys(str(group.agents) for group in groups)
     return f"{_and(modes)} on {_and(domains)}, {_and(sizes)} agents"

@@ -27,11 +27,12 @@ from dials_mpi.parallel.threads import one_thread
 
 one_thread(os.environ)
 
+from dials_mpi.algorithms.registry import METHODS  # noqa: E402
 from dials_mpi.analysis import results  # noqa: E402
 from dials_mpi.analysis.offline import Parser, run_tool, tell  # noqa: E402
 from dials_mpi.analysis.reading import Run, open_run  # noqa: E402
 from dials_mpi.cli import CONFIG_HELP, ENV_HELP, at_least, layers, number, path  # noqa: E402
-from dials_mpi.config import MODES, Configuration, resolve  # noqa: E402
+from dials_mpi.config import Configuration, resolve, stored_layer  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.parallel.layout import Layout, choose_layout  # noqa: E402
 from dials_mpi.runs.clock import LEARNING  # noqa: E402
@@ -50,7 +51,7 @@ _MANY_AGENTS = (1024, 10_000)
 def parser() -> Parser:
     p = Parser(NAME, __doc__)
     p.add_argument("--env", help=ENV_HELP)
-    p.add_argument("--mode", choices=MODES, help="where agents learn (dials)")
+    p.add_argument("--mode", choices=tuple(METHODS), help="where agents learn (dials)")
     p.add_argument("--steps", type=at_least(1), metavar="N", help="training steps per agent")
     p.add_argument("--config", type=path, action="append", default=[], metavar="FILE", help=CONFIG_HELP)
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="one setting")
@@ -202,7 +203,7 @@ def _of_run(run: Run, a: argparse.Namespace) -> tuple[Configuration, Layout, Clu
         raise UserError(f"--check: {run.path} is {run.state} and has no closing summary; choose a finished run")
     if run.facts.get("resumed"):
         raise UserError(f"--check: {run.path} was resumed, and its summary is of a part; choose a run in one go")
-    c = resolve([(str(run.path / "config.yaml"), run.configuration)], 1, a.env)
+    c = resolve([stored_layer(run.path / "config.yaml", run.configuration)], 1, a.env)
     domain = make_domain(c.env, c.agents, c.domain)
     # More than the ranks could keep busy would make no difference to them.
     cores = -(-results.cores(run) // a.machines)
@@ -217,7 +218,7 @@ def _pairs(run: Run, prediction: Prediction) -> dict[str, tuple[float, float]]:
     """Predicted and measured seconds by phase; measured is the slowest rank's."""
     summary = run.facts["summary"]
     measured = {name: row["max_seconds"] for name, row in summary["phases"].items()}
-    gs = run.configuration["mode"] == "gs"
+    gs = METHODS[run.configuration["mode"]].learns_on_gs
     pairs = {}
     for phase in PHASES:
         if phase == "act":
@@ -237,6 +238,8 @@ def _configuration(a: argparse.Namespace, agents: int) -> Configuration:
     named = argparse.Namespace(**{**vars(a), "agents": agents, "seed": None})
     configuration = resolve(layers(named), agents, a.env)
     make_domain(configuration.env, configuration.agents, configuration.domain)
+    if not configuration.method.modelled:
+        raise UserError(f"mode: nothing is known of what {configuration.mode} costs; choose another one")
     return configuration
 
 

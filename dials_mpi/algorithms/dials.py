@@ -12,7 +12,7 @@ import numpy as np
 from dials_mpi.config import Configuration
 from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, dataset_batches
-from dials_mpi.influence.dataset import InfluenceDataset, agent_file, write_round
+from dials_mpi.influence.dataset import FOLDER, InfluenceDataset, agent_file, write_round
 from dials_mpi.influence.predictor import InfluencePredictor, train_by_epochs
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO
@@ -21,6 +21,7 @@ from dials_mpi.learning.statistics import Means
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.streams import stream, streams
 from dials_mpi.training.plan import Segment
+from dials_mpi.training.record import plain_list
 from dials_mpi.training.session import Session
 
 
@@ -29,14 +30,16 @@ def train(session: Session) -> None:
     c, domain, clock = session.configuration, session.domain, session.clock
     with contextlib.ExitStack() as stack:
         with clock("start"):
-            # Line 1, with session.policy.
+            # Line 1.
+            policy = Policy(session.agents, domain.observation_size, domain.n_actions, c.policy, c.seed, session.device)
+            session.publish("policy", policy.parameters, policy.network.shapes)
             predictor = InfluencePredictor(
                 session.agents, domain.influence, c.predictor, c.seed, session.device, domain.n_actions
             )
             session.checkpoints.keep("predictor", predictor.network.parameters)
             learners = None
             if session.agents:
-                learners = LocalLearners(c, domain, session.agents, session.policy, predictor, clock)
+                learners = LocalLearners(c, domain, session.agents, policy, predictor, clock)
                 stack.callback(learners.close)
                 learners.keep_in(session)
         session.begin()
@@ -45,10 +48,10 @@ def train(session: Session) -> None:
                 dataset = collect_datasets(session, segment)  # line 3
                 losses = train_predictors(session, segment, predictor, dataset)  # lines 4 to 6
                 save_datasets(session, segment, dataset, losses, predictor)
-                session.log_predictors(segment.round, segment.updates.start, losses)
-            for number, updates in session.units(segment):
+                log_predictors(session, segment, losses)
+            for number, steps in session.units(segment):
                 if learners:
-                    learners.learn(number, updates, session.statistics, session.tick)  # lines 7 to 12
+                    learners.learn(number, steps, session.statistics, session.tick)  # lines 7 to 12
             session.end_segment(segment)
 
 
@@ -62,9 +65,9 @@ def collect_datasets(session: Session, segment: Segment) -> InfluenceDataset:
     session.clock.stage = "collect"
     batches = dataset_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
     dataset = InfluenceDataset.empty(len(session.agents), batches[-1].stop, domain.horizon, domain.influence)
-    returns = session.empty_returns(batches[-1].stop)
-    with session.joint_episodes(segment.updates.start) as episodes:
-        for members, mine in session.turns(batches):
+    returns = session.evaluator.empty_returns(batches[-1].stop)
+    with session.evaluator.joint_episodes(segment.start) as episodes:
+        for members, mine in session.evaluator.turns(batches):
             seen, earned = {}, None
             if mine:
                 with session.clock("collect"):
@@ -72,8 +75,8 @@ def collect_datasets(session: Session, segment: Segment) -> InfluenceDataset:
                     seen = data.arrays()
             session.exchange.deal_columns([(seen.get(name), into) for name, into in dataset.arrays().items()], members)
             session.exchange.deal_columns([(earned, returns)], members, to_owners=False)
-            session.checkpoints.boundary(segment.updates.start, always=True)
-    session.evaluated_by_collection(segment, returns)
+            session.checkpoints.boundary(segment.start, always=True)
+    session.evaluator.by_collection(segment, returns)
     return dataset
 
 
@@ -95,7 +98,7 @@ def train_predictors(
         losses, given_up = session.checkpoints.in_step(epochs)
     if given_up:
         network.parameters.copy_(before)
-        session.checkpoints.boundary(segment.updates.start, always=True)
+        session.checkpoints.boundary(segment.start, always=True)
     return np.stack(losses, axis=1) if losses else np.zeros((0, 2), np.float32)
 
 
@@ -103,12 +106,12 @@ def save_datasets(
     session: Session, segment: Segment, dataset: InfluenceDataset, losses: np.ndarray, predictor: InfluencePredictor
 ) -> None:
     """Every owner adds the round to the HDF5 files of its agents; `losses` [A, 2], cross-entropy before and after."""
-    c = session.configuration
+    c, folder = session.configuration, session.folder / FOLDER
     with session.clock("write"):
         for row, agent in enumerate(session.agents):
             before, after = losses[row]
             write_round(
-                agent_file(session.influence_folder, agent),
+                agent_file(folder, agent),
                 dataset,
                 row,
                 segment.round,
@@ -117,7 +120,7 @@ def save_datasets(
                     "agent": agent,
                     "n_agents": c.agents,
                     "seed": c.seed,
-                    "step": c.steps_after(segment.updates.start),
+                    "step": segment.start,
                     "horizon": session.domain.horizon,
                     "influence_classes": session.domain.influence.classes,
                     "test_fraction": c.dataset.test_fraction,
@@ -129,6 +132,25 @@ def save_datasets(
                 predictor.network.parameters[row].cpu().numpy(),
                 keep=c.dataset.keep_rounds,
             )
+
+
+def log_predictors(session: Session, segment: Segment, losses: np.ndarray) -> None:
+    """Rank 0 writes what AIP training came to; `losses` [A, 2] float32, as of `train_predictors`."""
+    gathered = session.gather_figures(losses)
+    if session.record:
+        before, after = gathered.T
+        session.record.write(
+            segment.start,
+            "aip",
+            round=segment.round,
+            cross_entropy_before=before.mean(),
+            cross_entropy_after=after.mean(),
+            per_agent={"cross_entropy_before": plain_list(before), "cross_entropy_after": plain_list(after)},
+        )
+        session.record.progress.say(
+            f"AIP training {segment.round} at step {segment.start:,}: held-out cross-entropy "
+            f"{before.mean():.3f} → {after.mean():.3f} nats"
+        )
 
 
 class LocalLearners:
@@ -169,15 +191,15 @@ class LocalLearners:
         session.checkpoints.keep_optimiser(self._learner.optimiser)
 
     def learn(
-        self, unit: int, updates: range, statistics: Means, tick: Callable[[int], None] = lambda updates: None
+        self, unit: int, steps: range, statistics: Means, tick: Callable[[int], None] = lambda step: None
     ) -> None:
         """Learns for one unit of whole episodes.
 
         Args:
             unit: its number, which names its random streams.
-            updates: its updates.
-            statistics: `STATISTICS` by name, [A], are added for each update.
-            tick: told the number of updates done after each.
+            steps: training steps per agent before each of its updates.
+            statistics: `PPO_STATISTICS` by name, [A], are added for each update.
+            tick: told the training steps done after each.
         """
         c = self._configuration
 
@@ -188,9 +210,9 @@ class LocalLearners:
             self._simulator.seed(agent_streams("train/simulator"), agent_streams("train/influence"))
             self._actor.start(agent_streams("train/actions"))
         permutations = stream(c.seed, "train/minibatches", round_=unit)
-        for update in updates:  # line 8
+        for step in steps:  # line 8
             first_step = self._actor.elapsed
             self._actor.collect(self._rollout, c.ppo.sequence_length)  # line 9
             with self._clock("ppo_update"):  # line 10
-                statistics.add(self._learner.update(self._rollout, first_step, c.annealed(update), permutations))
-            tick(update + 1)
+                statistics.add(self._learner.update(self._rollout, first_step, c.ppo.annealed(step), permutations))
+            tick(step + c.update_steps)

@@ -7,6 +7,7 @@ DIALS is compared with.
 
 import contextlib
 
+from dials_mpi.learning.policy import Policy, policy_of_all
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Rollout
 from dials_mpi.streams import stream, streams
@@ -16,7 +17,9 @@ from dials_mpi.training.session import Session
 def train(session: Session) -> None:
     """Runs the baseline on this rank, in step with all others."""
     c, domain, clock = session.configuration, session.domain, session.clock
-    learner = PPO(session.policy, c.ppo, domain.horizon) if session.agents else None
+    policy = Policy(session.agents, domain.observation_size, domain.n_actions, c.policy, c.seed, session.device)
+    session.publish("policy", policy.parameters, policy.network.shapes)
+    learner = PPO(policy, c.ppo, domain.horizon) if session.agents else None
 
     def rollout(n_agents: int) -> Rollout:
         return Rollout.empty(n_agents, c.ppo, domain.observation_size, c.policy.recurrent_size)
@@ -24,27 +27,28 @@ def train(session: Session) -> None:
     mine = rollout(len(session.agents))
     joint = actor = None
     with contextlib.ExitStack() as stack:
-        if session.joint_policy:
+        if session.published.rows:
             joint = rollout(domain.n_agents)
+            joint_policy = policy_of_all(c.policy, domain, session.published.rows["policy"])
             with clock("start"):
                 simulator = stack.enter_context(domain.global_simulator(c.ppo.copies))
-            actor = Actor(session.joint_policy, simulator, c.ppo.copies, domain, clock)
+            actor = Actor(joint_policy, simulator, c.ppo.copies, domain, clock)
         if learner:
             session.checkpoints.keep_optimiser(learner.optimiser)
 
         session.begin()
         for segment in session.segments():
-            session.finish_evaluation()  # rank 0 has the GS to itself, and no time beside
-            for number, updates in session.units(segment):
+            session.evaluator.finish()  # rank 0 has the GS to itself, and no time beside
+            for number, steps in session.units(segment):
                 if actor:
                     with clock("simulate"):
                         simulator.seed(streams(c.seed, "train/simulator", range(c.ppo.copies), number))
                         actor.start(streams(c.seed, "train/actions", range(domain.n_agents), number))
                 permutations = stream(c.seed, "train/minibatches", round_=number)
-                for done, update in enumerate(updates):
+                for done, step in enumerate(steps):
                     first_step = done * c.ppo.rollout_length % domain.horizon
-                    if update > segment.updates.start:  # `end_segment` has gathered those that a segment starts with
-                        session.gather_policies()
+                    if step > segment.start:  # `end_segment` has gathered those that a segment starts with
+                        session.gather()
                     if actor:
                         actor.collect(joint, c.ppo.sequence_length)
                     joint_arrays = joint.arrays() if joint else {}
@@ -53,9 +57,9 @@ def train(session: Session) -> None:
                     if learner:
                         with clock("ppo_update"):
                             statistics = learner.update(
-                                mine.to(session.device), first_step, c.annealed(update), permutations
+                                mine.to(session.device), first_step, c.ppo.annealed(step), permutations
                             )
                             session.statistics.add(statistics)
                     if actor:
-                        session.tick(update + 1)
+                        session.tick(step + c.update_steps)
             session.end_segment(segment)

@@ -129,10 +129,16 @@ def _layout(run: Run) -> str:
 
 
 def configuration_changes(a: Sequence[Run], b: Sequence[Run]) -> list[tuple[str, list[Any], list[Any]]]:
-    """Settings that are not the same on both sides: key, values in A, values in B; none where no run has the key."""
+    """Settings that are not the same on both sides: key, values in A, values in B; none where no run has the key.
+
+    Sections that the methods of one side do not have are left out: the mode tells.
+    """
     tables = [[results.flat(run.configuration) for run in side] for side in (a, b)]
+    sections = [{key.partition(".")[0] for table in side for key in table} for side in tables]
     changes = []
     for key in dict.fromkeys(key for side in tables for table in side for key in table):
+        if any(key.partition(".")[0] not in known for known in sections):
+            continue
         found = [{repr(table[key]): table[key] for table in side if key in table} for side in tables]
         if found[0].keys() != found[1].keys():
             changes.append((key, list(found[0].values()), list(found[1].values())))

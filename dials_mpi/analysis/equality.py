@@ -28,7 +28,7 @@ def differences(one: Path, other: Path) -> list[str]:
     ends = [newest_whole(run / "checkpoints") for run in (one, other)]
     if None in (ends[0][0], ends[1][0]):
         return [*found, "checkpoints: one of the runs has none that is whole"]
-    for key in ("updates", "best_updates", "best_return"):
+    for key in ("step", "best_step", "best_return"):
         if ends[0][1][key] != ends[1][1][key]:
             found.append(f"newest checkpoint: {key} {ends[0][1][key]} and {ends[1][1][key]}")
     agents = [sorted(agent for facts in end[1]["files"].values() for agent in facts["agents"]) for end in ends]
@@ -40,7 +40,7 @@ def differences(one: Path, other: Path) -> list[str]:
             found.append(f"newest checkpoint: arrays {list(mine)} and {list(yours)}")
         else:
             found += [f"newest checkpoint: {name}" for name in mine if not np.array_equal(mine[name], yours[name])]
-    names = [sorted(file.name for file in (run / "influence").iterdir()) for run in (one, other)]
+    names = [sorted(file.name for file in (run / "influence").glob("*")) for run in (one, other)]
     if names[0] != names[1]:
         return [*found, f"influence: files {names[0]} and {names[1]}"]
     return found + [

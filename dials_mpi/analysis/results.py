@@ -8,20 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from dials_mpi.algorithms.registry import METHODS, owners
 from dials_mpi.analysis.reading import Run, Series, open_run
 from dials_mpi.errors import UserError
 
-MODE_NAMES = {"gs": "GS", "dials": "DIALS", "untrained-dials": "untrained-DIALS"}
-"""The paper's names, in the order in which they are shown."""
 _NO_MATTER = ("seed", "evaluation.", "checkpoint.", "log.", "parallel.", "dataset.keep_rounds")
 """Settings, or beginnings of them, that do not change what is learned; runs that differ in them belong together."""
-_PREDICTOR_TRAINING = tuple(
-    f"predictor.{key}" for key in ("interval", "learning_rate", "epochs", "minibatch_size", "patience")
-)
 _SETTINGS_IN_A_LABEL = 2
 """Groups that differ in more than that are told apart by the names of their runs."""
-_OF_NO_USE = {"gs": ("predictor.", "dataset."), "untrained-dials": ("dataset.", *_PREDICTOR_TRAINING)}
-"""Settings that a mode does not look at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +26,7 @@ class Group:
     agents: int
     mode: str
     interval: int | None
-    """F, steps per agent between two retrainings of the AIPs; None for modes that do not retrain."""
+    """Steps per agent between two rounds of its method, F in DIALS; None for methods without rounds."""
     others: tuple[tuple[str, Any], ...]
     """Settings by which it differs from groups with the same four values above; mostly none."""
     runs: tuple[Run, ...]
@@ -41,7 +35,7 @@ class Group:
     @property
     def label(self) -> str:
         """What tells it from other groups of its domain and number of agents, for legends."""
-        parts = [MODE_NAMES.get(self.mode, self.mode)]
+        parts = [mode_name(self.mode)]
         if self.interval is not None:
             parts.append(f"F = {short(self.interval)}")
         if len(self.others) > _SETTINGS_IN_A_LABEL:
@@ -86,7 +80,7 @@ def open_runs(paths: Iterable[Path]) -> list[Run]:
     """
     runs = [open_run(path) for path in {path.resolve(): path for path in paths}.values()]
     for run in runs:
-        for key in ("env", "mode", "seed", "steps", *(("predictor.interval",) if _retrains(run) else ())):
+        for key in ("env", "mode", "seed", "steps", *filter(None, (_rounds(run),))):
             if key not in flat(run.configuration):
                 raise UserError(f"{run.path / 'config.yaml'}: has no {key}; is it the config.yaml that a run wrote?")
     return runs
@@ -104,16 +98,16 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     by_key: dict[tuple, list[Run]] = {}
     for run in runs:
         c = run.configuration
-        interval = flat(c)["predictor.interval"] if _retrains(run) else None
+        interval = flat(c)[_rounds(run)] if _rounds(run) else None
         by_key.setdefault((c["env"], c["agents"], c["mode"], interval), []).append(run)
-    order = list(MODE_NAMES)
+    order = sorted(METHODS, key=lambda mode: not METHODS[mode].learns_on_gs)  # the global simulator comes first
     groups = []
     for key in sorted(by_key, key=lambda k: (k[0], k[1], order.index(k[2]) if k[2] in order else 9, k[3] or 0)):
         members = by_key[key]
         varying = [
             name
             for name in differences([run.configuration for run in members])
-            if not name.startswith(_NO_MATTER + _OF_NO_USE.get(key[2], ()))
+            if not name.startswith(_NO_MATTER) and not _unused(key[2], name)
         ]
         parts: dict[tuple, list[Run]] = {}
         for run in members:
@@ -122,6 +116,11 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         for others, same in sorted(parts.items(), key=lambda item: repr(item[0])):
             groups.append(Group(*key, others, one_of_each_seed(same, notes)))
     return groups, notes
+
+
+def mode_name(mode: str) -> str:
+    """As the papers have it."""
+    return METHODS[mode].name if mode in METHODS else mode
 
 
 def one_of_each_seed(runs: Sequence[Run], notes: list[str]) -> tuple[Run, ...]:
@@ -292,8 +291,18 @@ def _plainly(key: str, value: Any) -> str:
     return "–" if value is None else short(value) if key == "steps" else str(value)
 
 
-def _retrains(run: Run) -> bool:
-    return run.configuration.get("mode") == "dials"
+def _rounds(run: Run) -> str | None:
+    """The setting that says how far rounds are apart."""
+    method = METHODS.get(run.configuration.get("mode"))
+    return method.rounds if method else None
+
+
+def _unused(mode: str, setting: str) -> bool:
+    """Whether a mode does not look at a setting; earlier versions wrote those of all methods."""
+    method, section = METHODS.get(mode), setting.partition(".")[0]
+    if method is None:
+        return False
+    return setting.startswith(method.unused) or (section not in method.sections and bool(owners(section)))
 
 
 def _at(series: Series, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,8 @@
 Imports neither torch nor MPI, so it serves on any machine.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from dials_mpi.runs import faults
 from dials_mpi.runs.files import replace_durably
 from dials_mpi.simulators.interface import Influence
 
+FOLDER = "influence"
+"""Of a run directory."""
 SCHEMA_VERSION = 1
 _CHECKSUMMED = ("v110", "v110")  # formats whose metadata has checksums; every HDF5 since 1.10 reads them
 
@@ -55,8 +58,36 @@ class InfluenceDataset:
 
 
 def agent_file(folder: Path, agent: int) -> Path:
-    """The file of an agent in the folder `influence` of a run."""
+    """The file of an agent in the folder `FOLDER` of a run."""
     return folder / f"agent_{agent:04d}.h5"
+
+
+def check_files(run: Path, agents: Iterable[int], rounds: int) -> None:
+    """Reads what the datasets of a run are to keep, before anything of the run is touched.
+
+    Args:
+        run: the run directory.
+        rounds: the first so many are to be kept.
+
+    Raises:
+        UserError: a file is damaged. One that is not there is mentioned, and does without its earlier rounds.
+    """
+    for agent in agents if rounds else ():
+        file = agent_file(run / FOLDER, agent)
+        if file.exists():
+            check_rounds(file, rounds)
+        else:
+            print(f"dials_mpi: {file}: not there; goes on without its earlier rounds", file=sys.stderr, flush=True)
+
+
+def cut_files(run: Path, agents: Iterable[int], rounds: int) -> None:
+    """Takes out of the datasets of some agents what a run that goes on will write again: all but the first rounds.
+
+    Args:
+        run, rounds: as of `check_files`.
+    """
+    for agent in agents:
+        drop_rounds(agent_file(run / FOLDER, agent), rounds)
 
 
 def drop_rounds(path: Path, first: int) -> None:
@@ -131,6 +162,7 @@ def write_round(
         UserError: what is in the file already is damaged.
     """
     name = f"round_{round_:04d}"
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".h5.tmp")
     with h5py.File(temporary, "w", libver=_CHECKSUMMED) as file:
         if path.exists():

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dials_mpi.config import PredictorSettings
 from dials_mpi.influence.dataset import InfluenceDataset
+from dials_mpi.influence.settings import PredictorSettings
 from dials_mpi.learning.networks import StackedNetwork, mean_per_agent
 from dials_mpi.learning.optimiser import Adam
 from dials_mpi.learning.parameters import predictor_outputs

@@ -1,11 +1,10 @@
-"""Whole episodes of the joint policy on the global simulator, in batches."""
+"""Whole episodes of all agents on the global simulator, in batches."""
 
 from collections.abc import Callable, Generator
 
 import numpy as np
 
-from dials_mpi.learning.policy import Policy
-from dials_mpi.learning.rollout import Player, SteppedByActions
+from dials_mpi.learning.rollout import JointActor, SteppedByActions
 from dials_mpi.simulators.interface import Domain, GlobalSimulator
 from dials_mpi.simulators.values import all_finite, check_finite
 from dials_mpi.stepwise import finish
@@ -18,21 +17,23 @@ def batches_of(episodes: int, copies: int) -> list[range]:
 
 
 class JointEpisodes:
-    """Plays batches of episodes with actions sampled from the policies of all N agents.
+    """Plays batches of episodes in which a method acts for all N agents.
 
-    A batch depends on the policies, the seed, the training step, its number and the numbers of its episodes alone: any
+    A batch depends on the actor, the seed, the training step, its number and the numbers of its episodes alone: any
     rank can play any batch, in any order, and comes to the same bits.
 
     Args:
-        policy: of all N agents.
+        actor: of the method.
         seed: the run's seed.
         step: training steps so far.
         tick: called after every joint step.
     """
 
-    def __init__(self, domain: Domain, policy: Policy, seed: int, step: int, tick: Callable[[], None] = lambda: None):
+    def __init__(
+        self, domain: Domain, actor: JointActor, seed: int, step: int, tick: Callable[[], None] = lambda: None
+    ):
         self.domain = domain
-        self._policy = policy
+        self._actor = actor
         self._seed = seed
         self._step = step
         self._tick = tick
@@ -82,9 +83,8 @@ class JointEpisodes:
             self._simulator, self._copies = self.domain.global_simulator(copies), copies
         self._simulator.seed(streams(self._seed, "evaluate/simulator", members, self._step))
         acting = range(batch * n_agents, (batch + 1) * n_agents)
-        player = Player(self._policy, copies, streams(self._seed, "evaluate/actions", acting, self._step))
-        player.reset()
-        return (yield from episode_by_steps(self.domain, watched(self._simulator), player.act, self._tick))
+        self._actor.start(copies, streams(self._seed, "evaluate/actions", acting, self._step))
+        return (yield from episode_by_steps(self.domain, watched(self._simulator), self._actor.act, self._tick))
 
 
 def episode_by_steps(

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dials_mpi.config import NetworkSettings
 from dials_mpi.extras import extra
 from dials_mpi.learning.policy import Policy
+from dials_mpi.learning.settings import NetworkSettings
 
 FORMATS = {"torchscript": ".pt", "onnx": ".onnx"}
 """What a policy can be written as, and how such files end."""

@@ -1,12 +1,16 @@
 """Actor and critic of A agents: one stacked network with two outputs."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dials_mpi.config import PolicySettings
 from dials_mpi.learning.networks import StackedNetwork
+from dials_mpi.learning.parameters import parameter_shapes
+from dials_mpi.learning.settings import PolicySettings
+from dials_mpi.simulators.interface import Domain
 from dials_mpi.streams import torch_seed
 
 
@@ -70,3 +74,18 @@ class Policy:
         """Logits [A, L, S, actions] and values [A, L, S], with gradients; see `StackedNetwork.unroll`."""
         outputs = self.network.unroll(observations, state, keep)
         return outputs[..., :-1], outputs[..., -1]
+
+
+def policy_of_all(settings: PolicySettings, domain: Domain, parameters: np.ndarray) -> Policy:
+    """The policies of all N agents from their rows [N, P] float32, which they share memory with.
+
+    Raises:
+        ValueError: rows of another number of agents or of another network.
+    """
+    c, n = settings, domain.n_agents
+    shapes = parameter_shapes(domain.observation_size, c.recurrent_size, c.hidden_sizes, domain.n_actions + 1)
+    expected = n, sum(map(math.prod, shapes.values()))
+    if parameters.shape != expected:
+        raise ValueError(f"parameters of shape {parameters.shape}, but the run's configuration makes {expected}")
+    rows = torch.from_numpy(parameters)
+    return Policy(range(n), domain.observation_size, domain.n_actions, c, seed=None, parameters=rows)

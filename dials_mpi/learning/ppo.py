@@ -4,22 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dials_mpi.config import PPOSettings
 from dials_mpi.learning.networks import mean_per_agent
 from dials_mpi.learning.optimiser import Adam
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.rollout import Rollout
-
-STATISTICS = (
-    "policy_loss",
-    "value_loss",
-    "entropy",
-    "approx_kl",
-    "clip_fraction",
-    "gradient_norm",
-    "explained_variance",
-    "training_return",
-)
+from dials_mpi.learning.settings import PPOSettings
 
 
 class PPO:
@@ -49,9 +38,9 @@ class PPO:
             permutations: the stream that shuffles sequences into minibatches, shared by all agents.
 
         Returns:
-            `STATISTICS` by name, each [A] float32: losses, entropy, approximate KL divergence, clip fraction and
-            gradient norm averaged over the last epoch's minibatches; explained variance of the values that acted;
-            mean undiscounted return per `horizon` steps in the simulator that was learned from.
+            `PPO_STATISTICS` by name, each [A] float32: losses, entropy, approximate KL divergence, clip fraction and
+            gradient norm averaged over the last epoch's minibatches; explained variance of the values that acted; mean
+            undiscounted return per `horizon` steps in the simulator that was learned from.
         """
         s = self._settings
         remaining = 1.0 - progress

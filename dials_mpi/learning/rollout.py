@@ -1,6 +1,6 @@
 """Acting in a simulator, and what the learner is given of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dials_mpi.config import PPOSettings
 from dials_mpi.learning.networks import as_features
-from dials_mpi.learning.policy import Policy
+from dials_mpi.learning.policy import Policy, policy_of_all
+from dials_mpi.learning.settings import PPOSettings
 from dials_mpi.simulators.interface import Domain, GlobalSimulator, Step
 from dials_mpi.simulators.noise import NoiseBuffer, gumbel
 from dials_mpi.simulators.values import all_finite, check_finite
@@ -173,26 +173,41 @@ class Actor:
         return self._policy.step(as_features(self._observations, self._policy.device), self._state)[1]
 
 
-class Player:
-    """Lets A policies act without keeping what a learner needs: for evaluation and for collecting datasets.
+class JointActor(Protocol):
+    """Acts for all N agents at once: all that collection, evaluation, `evaluate` and the tools know of a method."""
 
-    Args:
-        generators: one stream per agent, for its actions.
-    """
+    def start(self, copies: int, generators: Sequence[np.random.Generator]) -> None:
+        """Before an episode in B copies.
 
-    def __init__(self, policy: Policy, copies: int, generators: Sequence[np.random.Generator]):
-        self._policy = policy
-        self._copies = copies
-        self._noise = NoiseBuffer(generators, (copies, policy.n_actions), gumbel)
-
-    def reset(self) -> None:
-        """Wipes the memories; call it when an episode starts."""
-        self._state = self._policy.initial_state(self._copies)
+        Args:
+            copies: B.
+            generators: a stream for each agent, for its actions.
+        """
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """Actions [A, B] int64 for observations [A, B, O]."""
+        """Actions [N, B] for observations [N, B, O]; called once per step."""
+
+
+class Player:
+    """The `JointActor` of policies that act each for itself."""
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+
+    def start(self, copies: int, generators: Sequence[np.random.Generator]) -> None:
+        """As of `JointActor`; memories are wiped."""
+        self._noise = NoiseBuffer(generators, (copies, self._policy.n_actions), gumbel)
+        self._state = self._policy.initial_state(copies)
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """As of `JointActor`."""
         logits, _, self._state = self._policy.step(as_features(observations, self._policy.device), self._state)
         return sample(logits, self._noise).cpu().numpy()
+
+
+def independent_players(configuration, domain: Domain, rows: Mapping[str, np.ndarray]) -> Player:
+    """The `JointActor` of methods whose owners publish a `policy` for each agent, with the section of that name."""
+    return Player(policy_of_all(configuration.policy, domain, rows["policy"]))
 
 
 def sample(logits: Tensor, noise: NoiseBuffer) -> Tensor:

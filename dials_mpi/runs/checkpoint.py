@@ -21,7 +21,9 @@ from dials_mpi.errors import UserError
 from dials_mpi.runs import faults
 from dials_mpi.runs.files import sync
 
-FORMAT = 2
+FORMAT = 3
+_FORMAT_IN_UPDATES = 2
+"""In which what is counted in training steps since was counted in updates."""
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
 _DAMAGED = ".damaged"
@@ -111,7 +113,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         raise DamagedError(f"{checkpoint / MANIFEST} cannot be read ({error})") from error
     if not sound:
         raise DamagedError(f"{checkpoint / MANIFEST} is damaged: its SHA-256 is not what it says")
-    if version != FORMAT:
+    if version not in (FORMAT, _FORMAT_IN_UPDATES):
         raise UserError(
             f"{checkpoint} has format {version}; this version of dials_mpi reads {FORMAT}; resume with the one that "
             "wrote it"
@@ -125,6 +127,8 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
             raise DamagedError(f"{checkpoint / name} has {len(content)} bytes instead of {facts['size']}")
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise DamagedError(f"{checkpoint / name} is damaged: its SHA-256 is not the manifest's")
+    if version == _FORMAT_IN_UPDATES and manifest.get("evaluated", -1) > 0:
+        manifest["evaluated"] *= manifest["step"] // manifest["updates"]
     return manifest
 
 

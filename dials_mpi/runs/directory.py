@@ -52,7 +52,7 @@ class RunDirectory:
             # can have, keeps this attempt apart from others; what is inside has the mode bits that are usual here.
             with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent, ignore_cleanup_errors=True) as folder:
                 self.path = Path(folder) / path.name
-                self.influence.mkdir(parents=True)
+                self.path.mkdir()
                 (self.path / "config.yaml").write_text(configuration_yaml, encoding="utf-8")
                 _write_facts(self.path, self._facts)
                 self._lock = lock(self.path)
@@ -77,7 +77,6 @@ class RunDirectory:
         self._lock = held
         self._facts = read_facts(path)
         try:
-            self.influence.mkdir(exist_ok=True)
             temporary = path / "config.yaml.tmp"
             temporary.write_text(configuration_yaml, encoding="utf-8")
             replace_durably(temporary, path / "config.yaml")
@@ -93,10 +92,6 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"{error.filename or path}: cannot be used ({error.strerror})") from error
         return self
-
-    @property
-    def influence(self) -> Path:
-        return self.path / "influence"
 
     def update(self, **facts: Any) -> None:
         """Changes entries of `run.json`, which is whole at any time."""

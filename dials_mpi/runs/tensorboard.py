@@ -8,7 +8,7 @@
 | `evaluate/share_above_reference`              | of the agents, above the best controller at their own places  |
 | `reference/<controller>/mean_return`          | of a hand-coded controller; `standard_error` and so on alike  |
 | `aip/cross_entropy_before`, `…_after`         | nats, held out, of the AIPs before and after a training       |
-| `learn/<statistic>`                           | `learning.ppo.STATISTICS`, means over agents and a segment    |
+| `learn/<statistic>`                           | the method's statistics, means over agents and a segment       |
 
 Steps are training steps per agent.
 """

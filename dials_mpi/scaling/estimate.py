@@ -74,6 +74,8 @@ def estimate(
     """
     turns = layout.n_ranks / cores
     lines = [str(layout) + (f", on {cores} cores: {turns:.1f} ranks take turns on each" if turns > 1 else "")]
+    if not configuration.method.modelled:
+        return "\n".join([*lines, f"memory and time: nothing is known of what mode {configuration.mode} costs"])
     most, most_in_block = _most(configuration, domain)
     try:
         if not most or not most_in_block:
@@ -103,7 +105,7 @@ def _most(configuration: Configuration, domain: Domain) -> tuple[int, int]:
     """Agents of the largest system and of the largest block whose arrays this machine can hold several times over."""
     c, room = configuration, _SHARE_OF_MEMORY * memory_here()
     joint = sum(joint_memory(c, domain).values())
-    if c.mode == "dials":
+    if c.method.rounds:
         joint += c.dataset.copies * episode_memory(domain)
     return int(room / joint), int(room / sum(owners_memory(c, domain).values()))
 

@@ -38,7 +38,7 @@ from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.registry import make_domain
 from dials_mpi.streams import stream, streams
-from dials_mpi.training.plan import batch_sizes, updates_per_unit
+from dials_mpi.training.plan import batch_sizes, unit_steps
 
 _SECONDS = 0.5
 """For which short work is repeated; the quickest time counts, as others may use the machine, too."""
@@ -240,11 +240,10 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
     mpi4py.rc.initialize = False  # a process beside the job, whose launcher knows nothing of it
     import torch
 
-    import dials_mpi.algorithms.dials  # noqa: F401 - as every rank has it, before memory is looked at
-
     torch.set_num_threads(1)
-    start, memory = time.process_time(), peak_memory()
     c = from_values(question["configuration"])
+    c.method.load()  # as every rank does, before memory is looked at
+    start, memory = time.process_time(), peak_memory()
     domain = make_domain(c.env, c.agents, c.domain)
     work = _joint if question["kind"] == "joint" else _block
     found, ours = work(c, domain, question["size"], Path(question["folder"]) / "dataset.npz")
@@ -270,7 +269,7 @@ def _block(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
     rollout = Rollout.empty(size, c.ppo, domain.observation_size, c.policy.recurrent_size)
     found = {"rollout_bytes": sum(array.nbytes for array in rollout.arrays().values()) // size}
     permutations = stream(c.seed, "predictor/minibatches")
-    if c.mode == "gs":
+    if c.method.learns_on_gs:
         learner = PPO(policy, c.ppo, domain.horizon)
         found["block_start"] = time.perf_counter() - begin
         found["learn"] = _quickest(lambda: learner.update(rollout, 0, 0.0, permutations))
@@ -280,7 +279,7 @@ def _block(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
     learners = LocalLearners(c, domain, agents, policy, predictor, Clock())
     found["block_start"] = time.perf_counter() - begin
     datasets = 0.0
-    if c.mode == "dials":
+    if c.method.rounds:
         episodes = min(-(-c.dataset.steps // domain.horizon), _MOST_EPISODES)
         with np.load(seen) as arrays:
             # The episodes of few agents again and again.
@@ -293,10 +292,11 @@ def _block(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
         datasets = sum(array.nbytes for array in dataset.arrays().values()) / MIB
         training = _seconds(lambda: train(predictor, dataset, c.dataset.test_fraction, permutations))
         found["epoch"] = training / (_EPOCHS * episodes)
-    first = _seconds(lambda: learners.learn(0, range(1), Means()))
+    steps = range(0, unit_steps(c, domain.horizon), c.update_steps)
+    first = _seconds(lambda: learners.learn(0, steps[:1], Means()))
     most = max(_FEWEST_UPDATES, min(_MOST_UPDATES, int(_LEARNING_SECONDS / first)))
-    updates = range(min(updates_per_unit(c, domain.horizon), most))
-    found["learn"] = _quickest(lambda: learners.learn(0, updates, Means())) / len(updates)
+    steps = steps[:most]
+    found["learn"] = _quickest(lambda: learners.learn(0, steps, Means())) / len(steps)
     learners.close()
     return found, datasets
 
@@ -308,7 +308,7 @@ def _joint(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
     from dials_mpi.influence.collection import collect
     from dials_mpi.learning.episodes import JointEpisodes
     from dials_mpi.learning.policy import Policy
-    from dials_mpi.learning.rollout import Actor, Rollout
+    from dials_mpi.learning.rollout import Actor, Player, Rollout
     from dials_mpi.training.evaluation import play_controller
 
     policy = Policy(range(size), domain.observation_size, domain.n_actions, c.policy, c.seed)
@@ -320,7 +320,7 @@ def _joint(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
 
     def played(play: Callable[[JointEpisodes, range], object], copies: int) -> float:
         """Seconds of a joint step of one copy."""
-        with JointEpisodes(domain, policy, c.seed, 0) as episodes:
+        with JointEpisodes(domain, Player(policy), c.seed, 0) as episodes:
             seconds = _seconds(lambda: play(episodes, range(copies)))
         return (seconds - found["setup"]) / (copies * domain.horizon)
 
@@ -328,13 +328,13 @@ def _joint(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
     set_up(1)  # libraries are loaded, kernels chosen
     found: dict[str, float] = {"policy_bytes": policy.parameters[0].nbytes}
     found["setup"] = _seconds(lambda: set_up(evaluation))
-    if c.mode == "dials":
+    if c.method.rounds:
         batch = batch_sizes(-(-c.dataset.steps // domain.horizon), c.dataset.copies)[0]
         data = []
         found["collect"] = played(lambda episodes, members: data.append(collect(episodes, 0, members)[0]), batch)
         if not seen.exists():
             np.savez(seen, **data[0].arrays())
-    if c.mode == "dials" and batch == evaluation:
+    if c.method.rounds and batch == evaluation:
         found["evaluate"] = found["collect"]  # writing down what is seen costs next to nothing
     else:
         found["evaluate"] = played(lambda episodes, members: episodes.play(0, members), evaluation)
@@ -342,7 +342,7 @@ def _joint(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
         copies = batch_sizes(c.evaluation.handcoded_episodes, c.evaluation.copies)[0]
         seconds = _seconds(lambda: play_controller(domain, domain.controllers[0], range(copies), c.seed))
         found["reference"] = (seconds - found["setup"]) / (copies * domain.horizon)
-    if c.mode == "gs":
+    if c.method.learns_on_gs:
         with domain.global_simulator(c.ppo.copies) as simulator:
             actor = Actor(policy, simulator, c.ppo.copies, domain, Clock())
             simulator.seed(streams(c.seed, "train/simulator", range(c.ppo.copies)))

@@ -6,8 +6,9 @@ moment come on top; `measuring` looks at all of it. Imports no torch, so that ra
 
 import math
 
-from dials_mpi.config import Configuration, NetworkSettings
+from dials_mpi.config import Configuration
 from dials_mpi.learning.parameters import parameter_shapes, predictor_outputs
+from dials_mpi.learning.settings import NetworkSettings
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.machines import Machines
 from dials_mpi.simulators.interface import Domain
@@ -26,20 +27,24 @@ _REMEDIES = {
 def owners_memory(configuration: Configuration, domain: Domain) -> dict[str, float]:
     """MiB that the owner of an agent holds for it, by what it is."""
     c, influence = configuration, domain.influence
-    parts = {"networks": 4 * _policy(c, domain), "rollouts": _rollout(c, domain)}  # with gradients and two moments
-    if c.mode != "gs":
+    parts = {"networks": 0.0}
+    if "policy" in c.sections:
+        parts["networks"] = 4 * _policy(c, domain)  # with gradients and two moments
+    if "ppo" in c.sections:
+        parts["rollouts"] = _rollout(c, domain)
+    if "predictor" in c.sections:
         inputs = influence.local_state_size + (domain.n_actions if c.predictor.sees_actions else 0)
         predictor = _network(inputs, c.predictor, predictor_outputs(influence.sources, influence.classes))
-        parts["networks"] += (5 if c.mode == "dials" else 1) * predictor  # and the best so far
-    if c.mode == "dials":
+        parts["networks"] += (5 if c.method.rounds else 1) * predictor  # and the best so far
+    if c.method.rounds:
         parts["datasets"] = -(-c.dataset.steps // domain.horizon) * episode_memory(domain)
     return parts
 
 
 def joint_memory(configuration: Configuration, domain: Domain) -> dict[str, float]:
     """MiB per agent of the system that a machine holds on which the joint policy acts."""
-    parts = {"the joint policies": _policy(configuration, domain)}
-    if configuration.mode == "gs":
+    parts = {"the joint policies": _policy(configuration, domain) if "policy" in configuration.sections else 0.0}
+    if configuration.method.learns_on_gs:
         parts["the joint rollout"] = _rollout(configuration, domain)
     return parts
 

@@ -37,7 +37,7 @@ _COSTLY_SETTINGS = {
     "dataset": ("copies",),
     "evaluation": ("copies",),
 }
-"""Sections, and which of their settings costs depend on; None: all."""
+"""Sections, where a method has them, and which of their settings costs depend on; None: all."""
 _DATASET_ARRAYS = 4  # history, influence sources, actions, and the returns
 _ROLLOUT_ARRAYS = 7
 
@@ -202,6 +202,8 @@ def costly_settings(configuration: Configuration) -> dict[str, Any]:
     """The settings that costs depend on, by name, as JSON has them."""
     values, found = configuration.model_dump(mode="json"), {}
     for section, keys in _COSTLY_SETTINGS.items():
+        if section not in values:
+            continue
         if isinstance(values[section], dict):
             found |= {f"{section}.{key}": values[section][key] for key in keys or values[section]}
         else:
@@ -284,7 +286,8 @@ class _Model:
     def run(self) -> Prediction:
         c, costs, layout, seconds = self._configuration, self._costs, self._layout, self._seconds
         segments = plan(c, costs.horizon)
-        updates = segments[-1].updates.stop
+        total_steps = segments[-1].stop
+        updates = total_steps // c.update_steps
         own_updates = self._by_block(costs.learn)
         seconds["start"] = self._span(costs.start + self._by_block(costs.block_start))
         references = batch_sizes(c.evaluation.handcoded_episodes, c.evaluation.copies)
@@ -307,16 +310,17 @@ class _Model:
             if segment.round is not None:
                 for phase, spent in self._collection.items():
                     seconds[phase] += spent
-            alone, together = learning(len(segment.updates), waiting)
+            done = (segment.stop - segment.start) // c.update_steps
+            alone, together = learning(done, waiting)
             seconds["learn"] += alone
-            if c.mode == "gs":
-                self._act(len(segment.updates))
+            if c.method.learns_on_gs:
+                self._act(done)
                 seconds["evaluate"] += waiting  # rank 0 is needed for acting
             else:
                 seconds["evaluate"] += together - alone
             waiting = 0.0
             self._gather()
-            if segment.evaluates and (layout.coordinator_works or segment.updates.stop == updates):
+            if segment.evaluates and (layout.coordinator_works or segment.stop == total_steps):
                 self._evaluate_together(self._evaluation)
             elif segment.evaluates:
                 waiting = self._alone()
@@ -330,7 +334,7 @@ class _Model:
             seconds,
             self._evaluating,
             {"updates": updates, "rounds": rounds, "evaluations": evaluations, "gathers": self._gathers},
-            c.steps_after(updates) * c.agents,
+            total_steps * c.agents,
             learnt / (total * self._cluster.cores * self._cluster.machines) if total else 0.0,
             memory,
             *self._limit(memory, total),
@@ -447,7 +451,7 @@ class _Model:
 
     def _memory(self) -> dict[str, float]:
         c, costs, layout = self._configuration, self._costs, self._layout
-        dataset = c.dataset.steps * costs.dataset_bytes / MIB if c.mode == "dials" else 0.0
+        dataset = c.dataset.steps * costs.dataset_bytes / MIB if c.method.rounds else 0.0
         ranks = costs.memory + self._by_block(costs.block_memory) + self._counts * dataset
         owner = float(ranks.max())
         ranks[layout.collectors] += costs.joint_memory(layout.n_agents)
@@ -479,7 +483,7 @@ class _Model:
             fewer = "a longer evaluation.interval; fewer episodes, those of hand-coded controllers included"
             if self._layout.n_ranks == 1:
                 return "evaluation, which one process does between learning", f"more ranks; {fewer}"
-            if self._layout.coordinator_works or c.mode == "gs":
+            if self._layout.coordinator_works or c.method.learns_on_gs:
                 return "evaluation, for which all ranks wait", f"{more}; {fewer}"
             reason = "the evaluation on rank 0 takes longer than the segment it hides behind"
             return reason, f"sharing it among the collectors; {fewer}"

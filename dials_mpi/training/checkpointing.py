@@ -35,7 +35,7 @@ class Resumed:
 class _Snapshot:
     """One rank's part of a checkpoint, in memory."""
 
-    updates: int
+    step: int
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]
     """What rank 0 adds to the manifest; empty elsewhere."""
@@ -77,13 +77,14 @@ class Checkpointing:
         manifest = resumed.manifest if resumed else {}
         if resumed and layout.agents(rank):
             self._restored = read_agents(resumed.checkpoint, manifest, layout.agents(rank))
-        self.start: int = manifest.get("updates", 0)
-        """PPO updates that the run resumed from had done."""
+        self.start: int = manifest.get("step", 0)
+        """Training steps per agent that the run resumed from had done."""
         self.reached = self.start
-        """PPO updates done at the last boundary."""
+        """Training steps per agent done at the last boundary."""
         self.best_return: float | None = manifest.get("best_return")
         """Mean return of the best evaluation so far; kept up to date on rank 0 only."""
-        self._best_updates: int = manifest.get("best_updates", -1)
+        best = manifest.get("best_step")
+        self._best_step: int = -1 if best is None else best
         self._candidates: dict[int, _Snapshot] = {}
         self.more_arrays: Callable[[], dict[str, np.ndarray]] = dict
         """Arrays [A, …] by name that are part of a checkpoint beside what is kept."""
@@ -95,7 +96,7 @@ class Checkpointing:
         """On rank 0: brings it to its end."""
         self._due = 0  # the next boundary that all ranks meet at
         self._met = time.monotonic(), self.start
-        self._pace = math.inf  # seconds per update
+        self._pace = math.inf  # seconds per step
         self._written = time.monotonic(), self.start if resumed else -1
 
     def keep(self, name: str, rows: Tensor) -> None:
@@ -118,29 +119,29 @@ class Checkpointing:
         """Arrays [A, …] of the checkpoint resumed from whose names begin with `prefix`, by the rest of the name."""
         return {k.removeprefix(prefix): v for k, v in self._restored.items() if k.startswith(prefix)}
 
-    def boundary(self, updates: int, always: bool = False) -> None:
+    def boundary(self, step: int, always: bool = False) -> None:
         """A point where all that a run is can be written down: between two units, or in the middle of a collection.
 
         All ranks meet here about every `checkpoint.boundary_seconds`, write a checkpoint if it is time, and stop if any
-        of them has been asked to. Rank 0 decides how many updates lie before the next meeting; what is learned does not
+        of them has been asked to. Rank 0 decides how many steps lie before the next meeting; what is learned does not
         depend on it.
 
         Args:
-            updates: done so far.
+            step: training steps per agent so far.
             always: meet here in any case; all ranks say so alike.
 
         Raises:
             Unfinished: on all ranks alike.
         """
-        if updates < self._due and not always:
+        if step < self._due and not always:
             return
         faults.point("boundary")
-        if reason := self._meet(updates, self._stop.reason):
+        if reason := self._meet(step, self._stop.reason):
             raise Unfinished(REASONS[reason - 1])
 
-    def finish(self, updates: int) -> None:
+    def finish(self, step: int) -> None:
         """The last boundary of a run, with a checkpoint."""
-        self._meet(updates, write=True)
+        self._meet(step, write=True)
 
     def in_step(self, work: Generator[None, None, T] | None) -> tuple[T | None, bool]:
         """Does work whose middle cannot be written down, while all ranks meet as often as at boundaries.
@@ -170,13 +171,13 @@ class Checkpointing:
             if stop or not busy:
                 return result, bool(stop and busy)
 
-    def evaluated(self, updates: int, mean_return: float | None) -> bool:
+    def evaluated(self, step: int, mean_return: float | None) -> bool:
         """The state now may be the best so far, of which a checkpoint is kept beside the newest.
 
         Only rank 0 knows, and others need not wait to hear of it: they remember what they are until the next boundary.
 
         Args:
-            updates: done so far.
+            step: training steps per agent so far.
             mean_return: of the policies as they are, on rank 0; None elsewhere.
 
         Returns:
@@ -184,12 +185,12 @@ class Checkpointing:
         """
         best = mean_return is not None and (self.best_return is None or mean_return > self.best_return)
         if best:
-            self.best_return, self._best_updates = mean_return, updates
-        if (best or self._rank) and updates > self._written[1]:  # else it is on the disk already
-            self._candidates[updates] = self._snapshot(updates)
+            self.best_return, self._best_step = mean_return, step
+        if (best or self._rank) and step > self._written[1]:  # else it is on the disk already
+            self._candidates[step] = self._snapshot(step)
         return best
 
-    def _meet(self, updates: int, stop: int = 0, write: bool = False) -> int:
+    def _meet(self, step: int, stop: int = 0, write: bool = False) -> int:
         """All ranks agree on what is to be done and do it.
 
         Args:
@@ -199,39 +200,39 @@ class Checkpointing:
         Returns:
             Why to stop, as of `StopFlag.reason`; 0 to go on.
         """
-        self.reached = updates
+        self.reached = step
         self._exchange.barrier()  # rank 0 is here long before the others: what it measures begins when all are
         wish = np.array([stop, write, 0, -1, False], np.int64)
         if self._rank == 0:
-            wish[1] |= self._is_due(updates)
-            wish[2] = self._next_meeting(updates, writes=bool(wish[1]))
-            wish[3] = self._best_updates
+            wish[1] |= self._is_due(step)
+            wish[2] = self._next_meeting(step, writes=bool(wish[1]))
+            wish[3] = self._best_step
             wish[4] = self.is_evaluating()
         stop, write, self._due, best, evaluating = self._exchange.greatest(wish).tolist()
         if evaluating:
             if not (stop or write):
                 return 0  # any candidate may come to be the best
             self.finish_evaluation()
-            return self._meet(updates, stop, bool(write))
+            return self._meet(step, stop, bool(write))
         self._candidates = {best: self._candidates[best]} if best in self._candidates else {}
         if stop or write:
-            if best < updates:
+            if best < step:
                 for snapshot in self._candidates.values():
                     self._write(snapshot, best)
-            if updates > self._written[1]:  # in the middle of a collection it is what it was at the last boundary
-                self._write(self._snapshot(updates), best)
+            if step > self._written[1]:  # in the middle of a collection it is what it was at the last boundary
+                self._write(self._snapshot(step), best)
             self._candidates = {}
-            self._written = time.monotonic(), updates
+            self._written = time.monotonic(), step
         return stop
 
-    def _is_due(self, updates: int) -> bool:
+    def _is_due(self, step: int) -> bool:
         settings = self._configuration.checkpoint
         then, before = self._written
-        steps = self._configuration.steps_after(updates - max(before, 0))
-        return time.monotonic() - then >= 60 * settings.minutes or steps >= (settings.steps or math.inf)
+        since = step - max(before, 0)
+        return time.monotonic() - then >= 60 * settings.minutes or since >= (settings.steps or math.inf)
 
-    def _next_meeting(self, updates: int, writes: bool) -> int:
-        """Number of updates done then, about `boundary_seconds` from now if the pace stays what it is.
+    def _next_meeting(self, step: int, writes: bool) -> int:
+        """Training steps done then, about `boundary_seconds` from now if the pace stays what it is.
 
         Args:
             writes: whether a checkpoint is written now.
@@ -239,24 +240,24 @@ class Checkpointing:
         settings = self._configuration.checkpoint
         now = time.monotonic()
         then, before = self._met
-        if updates > before:
-            self._pace = (now - then) / (updates - before)
-            self._met = now, updates
-        distance = max(1, min(int(settings.boundary_seconds / self._pace) if self._pace else 1, 10**9))
+        if step > before:
+            self._pace = (now - then) / (step - before)
+            self._met = now, step
+        distance = max(1, min(int(settings.boundary_seconds / self._pace) if self._pace else 1, 10**12))
         if settings.steps:
-            since = 0 if writes else self._configuration.steps_after(updates - max(self._written[1], 0))
-            distance = min(distance, max(1, -(-(settings.steps - since) // self._configuration.ppo.rollout_steps)))
-        return updates + distance
+            since = 0 if writes else step - max(self._written[1], 0)
+            distance = min(distance, max(1, settings.steps - since))
+        return step + distance
 
-    def _snapshot(self, updates: int) -> _Snapshot:
+    def _snapshot(self, step: int) -> _Snapshot:
         arrays = {name: rows.cpu().numpy().copy() for name, rows in self._kept.items()} | self.more_arrays()
         facts = {"best_return": self.best_return, **self.more_facts()} if self._rank == 0 else {}
-        return _Snapshot(updates, arrays, facts)
+        return _Snapshot(step, arrays, facts)
 
     def _write(self, snapshot: _Snapshot, best: int) -> None:
         """All ranks write their part; see `runs.checkpoint`."""
         c = self._configuration
-        step = c.steps_after(snapshot.updates)
+        step = snapshot.step
         with self._clock("write"):
             if self._rank == 0:
                 begin(self._folder, step)
@@ -281,9 +282,7 @@ class Checkpointing:
             }
             manifest = {
                 "step": step,
-                "updates": snapshot.updates,
-                "best_updates": best,
-                "best_step": c.steps_after(best) if best >= 0 else None,
+                "best_step": best if best >= 0 else None,
                 "configuration": c.model_dump(mode="json"),
                 "layout": str(self._layout),
                 "versions": versions(),

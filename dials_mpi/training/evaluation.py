@@ -1,17 +1,16 @@
 """Returns on the global simulator, of learned policies and of hand-coded controllers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dials_mpi.config import Configuration
 from dials_mpi.errors import UserError
 from dials_mpi.learning.episodes import JointEpisodes, batches_of, episode_by_steps
-from dials_mpi.learning.policy import Policy
-from dials_mpi.learning.rollout import Player
+from dials_mpi.learning.policy import Policy, policy_of_all
+from dials_mpi.learning.rollout import JointActor
 from dials_mpi.runs.policies import policies_of_run
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.stepwise import finish
@@ -56,23 +55,23 @@ class Returns:
         return f"{self.mean_return:.2f} ± {self.standard_error:.2f} ({spread})"
 
 
-def evaluate_policy(
+def evaluate_actor(
     domain: Domain,
-    policy: Policy,
+    actor: JointActor,
     episodes: int,
     seed: int,
     step: int,
     copies: int | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Returns:
-    """Plays `episodes` episodes with actions sampled from the policies of all N agents.
+    """Plays `episodes` episodes in which a method acts for all N agents.
 
     Args:
         step: training steps so far; every evaluation has streams of its own.
         copies: how many episodes are played side by side; None: all.
         tick: called after every joint step.
     """
-    with JointEpisodes(domain, policy, seed, step, tick) as joint:
+    with JointEpisodes(domain, actor, seed, step, tick) as joint:
         parts = [joint.play(*numbered) for numbered in enumerate(batches_of(episodes, copies or episodes))]
     return Returns(np.concatenate(parts, axis=1))
 
@@ -88,7 +87,7 @@ def evaluate_controller(
     """Plays `episodes` episodes with a hand-coded controller, or uniformly random actions for None.
 
     Args:
-        copies, tick: as of `evaluate_policy`.
+        copies, tick: as of `evaluate_actor`.
     """
     generator = np.random.default_rng(streams(seed, "evaluate/actions", [0])[0])
     parts = []
@@ -116,43 +115,67 @@ def play_controller(
         return finish(episode_by_steps(domain, simulator, act, tick))
 
 
+def load_rows(run: Path, best: bool = False, checkpoint: int | None = None) -> tuple[Path, int, dict[str, np.ndarray]]:
+    """What all N agents of a run act by: where it was found, its training step, and rows [N, P] float32 by name.
+
+    Args:
+        best, checkpoint: which ones, as of `policies_of_run`.
+
+    Raises:
+        UserError: nothing there, or it is damaged.
+    """
+    file, step, rows = policies_of_run(run, best, checkpoint)
+    for parameters in rows.values() if checkpoint is None else ():  # those have been checked, and hold other arrays
+        if parameters.dtype != np.float32 or not np.isfinite(parameters).all():
+            raise UserError(f"{file}: damaged: parameters that are no finite float32 numbers")
+    return file, step, rows
+
+
+def joint_actor(file: Path, configuration: Configuration, domain: Domain, rows: Mapping[str, np.ndarray]) -> JointActor:
+    """Of the configuration's method.
+
+    Args:
+        file: where the rows are from.
+        rows: of all N agents.
+
+    Raises:
+        UserError: rows of another number of agents or of other networks.
+    """
+    try:
+        return configuration.method.joint_actor(configuration, domain, rows)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{file}: {error}") from error
+
+
 def load_policy(
     run: Path, configuration: Configuration, domain: Domain, best: bool = False, checkpoint: int | None = None
 ) -> tuple[Path, int, Policy]:
-    """The policies of all N agents that a run directory holds, with where they were found and their training step.
+    """The policies of a run whose agents act each for itself; as `load_rows`.
 
     Args:
         configuration, domain: of the run.
-        best, checkpoint: which ones, as of `policies_of_run`.
 
     Raises:
         UserError: no policies there, or of other agents or another network.
     """
-    c = configuration
-    file, step, parameters = policies_of_run(run, best, checkpoint)
-    policy = Policy(range(c.agents), domain.observation_size, domain.n_actions, c.policy, c.seed)
-    if parameters.shape != tuple(policy.parameters.shape):
-        raise UserError(
-            f"{file}: parameters of shape {parameters.shape}, but the run's configuration makes "
-            f"{tuple(policy.parameters.shape)}"
-        )
-    if parameters.dtype != np.float32 or not np.isfinite(parameters).all():
-        raise UserError(f"{file}: damaged: parameters that are no finite float32 numbers")
-    policy.parameters.copy_(torch.from_numpy(parameters))
-    return file, step, policy
+    file, step, rows = load_rows(run, best, checkpoint)
+    try:
+        return file, step, policy_of_all(configuration.policy, domain, rows["policy"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{file}: {error}") from error
 
 
-def load_player(run: Path, configuration: Configuration, domain: Domain, copies: int, seed: int) -> Player:
-    """The policies of a run's last evaluation, ready to act in `copies` copies of the GS.
+def load_actor(run: Path, configuration: Configuration, domain: Domain, copies: int, seed: int) -> JointActor:
+    """What a run published at its last evaluation, ready to act in `copies` copies of the GS.
 
     Args:
         configuration, domain: of the run.
         seed: of the actions.
 
     Raises:
-        UserError: as of `load_policy`.
+        UserError: as of `load_rows` and `joint_actor`.
     """
-    policy = load_policy(run, configuration, domain)[2]
-    player = Player(policy, copies, streams(seed, "evaluate/actions", range(configuration.agents)))
-    player.reset()
-    return player
+    file, _, rows = load_rows(run)
+    actor = joint_actor(file, configuration, domain, rows)
+    actor.start(copies, streams(seed, "evaluate/actions", range(configuration.agents)))
+    return actor
