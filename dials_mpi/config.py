@@ -124,6 +124,11 @@ class Configuration(Settings):
         return getattr(getattr(self, section), name)
 
     @property
+    def shares_policy(self) -> bool:
+        """Whether all agents act by one policy."""
+        return "policy" in self.sections and self.policy.shared
+
+    @property
     def update_steps(self) -> int:
         """Training steps per agent that an update learns from."""
         return math.prod(self.method.experience(self))

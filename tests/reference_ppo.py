@@ -95,50 +95,67 @@ def update(agent: Agent, rollout: dict, s, horizon: int, first_step: int, progre
         s: `PPOSettings`.
         permutations: generator of the order of sequences; sequence i is of copy i mod B, and of steps i // B · L on.
     """
-    r = {
-        name: torch.tensor(x, dtype=torch.int64 if name == "actions" else torch.float64) for name, x in rollout.items()
-    }
+    return update_together(agent, [rollout], s, horizon, first_step, progress, permutations)[0]
+
+
+def update_together(agent: Agent, rollouts: list, s, horizon, first_step, progress, permutations) -> list[dict]:
+    """The same from the rollouts of several that share the parameters: along the gradient of their mean loss."""
     learning_rate = s.learning_rate * (1 - progress if s.anneal else 1)
     clip = s.clip * (1 - progress if s.anneal_clip else 1)
     entropy_coefficient = s.entropy_coefficient * (1 - progress if s.anneal_entropy else 1)
-    rewards = s.reward_scale * r["rewards"]
-    advantages = advantages_of(rewards, r["values"], r["next_values"], s, horizon, first_step)
-    returns = advantages + r["values"]
+    prepared = []
+    for rollout in rollouts:
+        r = {
+            name: torch.tensor(x, dtype=torch.int64 if name == "actions" else torch.float64)
+            for name, x in rollout.items()
+        }
+        rewards = s.reward_scale * r["rewards"]
+        advantages = advantages_of(rewards, r["values"], r["next_values"], s, horizon, first_step)
+        prepared.append((r, advantages, advantages + r["values"]))
     length, copies = rewards.shape
     count = length // s.sequence_length * copies
     per_minibatch = min(count, s.minibatch_size // s.sequence_length)
+
+    def loss_of(r, advantages, returns, batch):
+        """Of a minibatch, with what it says of itself."""
+        copy, chunk = batch % copies, batch // copies
+        memory = r["states"][chunk, copy] if r["states"].shape[-1] else None
+        steps = [chunk * s.sequence_length + i for i in range(s.sequence_length)]
+        logits, values = [], []
+        for t in steps:
+            if memory is not None:
+                memory = wiped(memory, begins(first_step + t, horizon))
+            outputs, memory = agent.network(r["observations"][t, copy], memory)
+            logits.append(outputs[:, :-1])
+            values.append(outputs[:, -1])
+        t = torch.stack(steps)
+        distribution = torch.distributions.Categorical(logits=torch.stack(logits), validate_args=False)
+        values = torch.stack(values)
+        log_ratio = distribution.log_prob(r["actions"][t, copy]) - r["log_probabilities"][t, copy]
+        ratio, advantage = log_ratio.exp(), normalised(advantages[t, copy])
+        policy_loss = -pessimistic(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+        old, target = r["values"][t, copy], returns[t, copy]
+        error = (values - target) ** 2
+        if s.clip_values:
+            error = larger(error, (old + (values - old).clamp(-clip, clip) - target) ** 2)
+        value_loss = 0.5 * error.mean()
+        entropy = distribution.entropy().mean()
+        loss = policy_loss + s.value_coefficient * value_loss - entropy_coefficient * entropy
+        kl, clipped = (ratio - 1 - log_ratio).mean(), ((ratio - 1).abs() > clip).double().mean()
+        return loss, [x.item() for x in (policy_loss, value_loss, entropy, kl, clipped)]
+
     for _ in range(s.epochs):
         last_epoch = []
         for batch in torch.from_numpy(permutations.permutation(count)).split(per_minibatch):
-            copy, chunk = batch % copies, batch // copies
-            memory = r["states"][chunk, copy] if r["states"].shape[-1] else None
-            steps = [chunk * s.sequence_length + i for i in range(s.sequence_length)]
-            logits, values = [], []
-            for t in steps:
-                if memory is not None:
-                    memory = wiped(memory, begins(first_step + t, horizon))
-                outputs, memory = agent.network(r["observations"][t, copy], memory)
-                logits.append(outputs[:, :-1])
-                values.append(outputs[:, -1])
-            t = torch.stack(steps)
-            distribution = torch.distributions.Categorical(logits=torch.stack(logits), validate_args=False)
-            values = torch.stack(values)
-            log_ratio = distribution.log_prob(r["actions"][t, copy]) - r["log_probabilities"][t, copy]
-            ratio, advantage = log_ratio.exp(), normalised(advantages[t, copy])
-            policy_loss = -pessimistic(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
-            old, target = r["values"][t, copy], returns[t, copy]
-            error = (values - target) ** 2
-            if s.clip_values:
-                error = larger(error, (old + (values - old).clamp(-clip, clip) - target) ** 2)
-            value_loss = 0.5 * error.mean()
-            entropy = distribution.entropy().mean()
-            loss = policy_loss + s.value_coefficient * value_loss - entropy_coefficient * entropy
-            norm = agent.descend(loss, learning_rate, s.max_gradient_norm)
-            kl, clipped = (ratio - 1 - log_ratio).mean(), ((ratio - 1).abs() > clip).double().mean()
-            last_epoch.append([x.item() for x in (policy_loss, value_loss, entropy, kl, clipped)] + [norm])
+            losses, facts = zip(*(loss_of(*each, batch) for each in prepared), strict=True)
+            norm = agent.descend(sum(losses) / len(losses), learning_rate, s.max_gradient_norm)
+            last_epoch.append([[*each, norm] for each in facts])
     names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "gradient_norm")
-    return {
-        **dict(zip(names, np.mean(last_epoch, axis=0), strict=True)),
-        "explained_variance": float(1 - advantages.var() / returns.var()),
-        "training_return": float(r["rewards"].mean() * horizon),
-    }
+    return [
+        {
+            **dict(zip(names, means, strict=True)),
+            "explained_variance": float(1 - advantages.var() / returns.var()),
+            "training_return": float(r["rewards"].mean() * horizon),
+        }
+        for means, (r, advantages, returns) in zip(np.mean(last_epoch, axis=0), prepared, strict=True)
+    ]

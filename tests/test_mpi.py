@@ -216,6 +216,8 @@ RUNS = {
     "traffic": ["--env=traffic", *SMALL_TRAFFIC],
     "traffic over sockets": ["--env=traffic", "--set=domain.backend=traci", *SMALL_TRAFFIC],
     "traffic, gs": ["--env=traffic", *SMALL_TRAFFIC],
+    "one policy for all": ["--env=warehouse", "--set=policy.shared=true", *SMALL],
+    "one policy, gs": ["--env=traffic", "--set=policy.shared=true", *SMALL_TRAFFIC],
     # A method of a file of its own; it draws nothing but its actions.
     "bandit": ["--env=ring:Ring", "--steps=800", "--set=evaluation.interval=200", "--set=parallel.collectors=2"],
 }  # fmt: skip

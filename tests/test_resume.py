@@ -21,6 +21,7 @@ from dials_mpi.runs.stopping import REASONS, StopFlag
 RUNS = {
     "warehouse dials": ["--env=warehouse", *SMALL],
     "warehouse dials, actions seen": ["--env=warehouse", "--set=predictor.sees_actions=true", *SMALL],
+    "warehouse dials, one policy for all": ["--env=warehouse", "--set=policy.shared=true", *SMALL],
     "warehouse untrained-dials": ["--env=warehouse", "--mode=untrained-dials", *SMALL],
     "warehouse gs": ["--env=warehouse", "--mode=gs", *of_mode("gs", SMALL)],
     "traffic dials": ["--env=traffic", *SMALL_TRAFFIC],

@@ -164,3 +164,35 @@ def test_episodes_may_begin_anywhere_in_a_rollout(horizon, first_steps):
 def test_a_policy_without_memory_learns_from_single_steps(length):
     s = WITHOUT_MEMORY.model_copy(update={"rollout_length": length, "minibatch_size": min(24, 3 * length)})
     assert_same(learned(s, recurrent=0), expected(s, recurrent=0))
+
+
+SHARED = PolicySettings(recurrent_size=5, hidden_sizes=(6,), shared=True)
+
+
+def shared_policy() -> Policy:
+    policy = Policy(range(A), OBSERVED, ACTIONS, SHARED, seed=0)
+    policy.parameters.add_(torch.randn(policy.parameters.shape[1], generator=torch.Generator().manual_seed(1)) * 0.2)
+    return policy
+
+
+def mean(rows: np.ndarray) -> np.ndarray:
+    return rows.astype(np.float64).mean(axis=0).astype(np.float32)
+
+
+def test_a_shared_policy_learns_from_the_mean_loss_of_all_agents():
+    policy = shared_policy()
+    assert torch.equal(policy.parameters[0], policy.parameters[1]), "as initialised"
+    learner, agent = PPO(policy, EVERYTHING, HORIZON, mean), reference_ppo.Agent(policy.network.arrays_of(0))
+    for seed in range(2):
+        when = FIRST_STEPS[seed], PROGRESS[seed]
+        arrays = made_up_rollout(EVERYTHING, 5, seed).arrays()
+        found = learner.update(made_up_rollout(EVERYTHING, 5, seed), *when, np.random.default_rng(seed))
+        rows = [{name: array[row] for name, array in arrays.items()} for row in range(A)]
+        true = reference_ppo.update_together(agent, rows, EVERYTHING, HORIZON, *when, np.random.default_rng(seed))
+        for name in PPO_STATISTICS:
+            expected_ = [each[name] for each in true]
+            np.testing.assert_allclose(found[name], expected_, rtol=2e-5, atol=TOLERANCE, err_msg=name)
+    parameters = torch.cat([w.detach().ravel() for w in agent.weights.values()]).numpy()
+    for row in policy.parameters.numpy():
+        np.testing.assert_allclose(row, parameters, rtol=0, atol=TOLERANCE)
+    assert np.array_equal(policy.parameters[0], policy.parameters[1])

@@ -39,7 +39,7 @@ def train(session: Session) -> None:
             session.checkpoints.keep("predictor", predictor.network.parameters)
             learners = None
             if session.agents:
-                learners = LocalLearners(c, domain, session.agents, policy, predictor, clock)
+                learners = LocalLearners(c, domain, session.agents, policy, predictor, clock, session.mean)
                 stack.callback(learners.close)
                 learners.keep_in(session)
         session.begin()
@@ -162,6 +162,7 @@ class LocalLearners:
         policy: learned in place.
         predictor: the block's AIPs; they may be retrained between segments.
         clock: books the phases `simulate`, `act` and `ppo_update`.
+        mean: as of `PPO`.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class LocalLearners:
         policy: Policy,
         predictor: InfluencePredictor,
         clock,
+        mean: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         self._configuration = c = configuration
         self._agents = agents
@@ -179,7 +181,7 @@ class LocalLearners:
         local_simulator = domain.local_simulator(agents, c.ppo.copies)
         self._simulator = InfluenceAugmentedSimulator(local_simulator, predictor, c.ppo.copies)
         self._actor = Actor(policy, self._simulator, c.ppo.copies, domain, clock)
-        self._learner = PPO(policy, c.ppo, domain.horizon)
+        self._learner = PPO(policy, c.ppo, domain.horizon, mean)
         sizes = domain.observation_size, c.policy.recurrent_size
         self._rollout = Rollout.empty(len(agents), c.ppo, *sizes, policy.device)
 

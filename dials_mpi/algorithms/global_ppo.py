@@ -19,7 +19,7 @@ def train(session: Session) -> None:
     c, domain, clock = session.configuration, session.domain, session.clock
     policy = Policy(session.agents, domain.observation_size, domain.n_actions, c.policy, c.seed, session.device)
     session.publish("policy", policy.parameters, policy.network.shapes)
-    learner = PPO(policy, c.ppo, domain.horizon) if session.agents else None
+    learner = PPO(policy, c.ppo, domain.horizon, session.mean) if session.agents else None
 
     def rollout(n_agents: int) -> Rollout:
         return Rollout.empty(n_agents, c.ppo, domain.observation_size, c.policy.recurrent_size)

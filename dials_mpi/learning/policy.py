@@ -18,7 +18,7 @@ class Policy:
     """π_i(a | h) and V_i(h) of the agents `agents`; memories are the state of the recurrent layer.
 
     Args:
-        agents: agent ids, whose streams initialise the parameters.
+        agents: agent ids, whose streams initialise the parameters; if the policy is shared, agent 0's does all.
         observation_size, n_actions: O and the number of actions of the domain.
         settings: the `policy:` section of the configuration.
         seed: the run's seed; None: the parameters are not initialised.
@@ -38,6 +38,7 @@ class Policy:
     ):
         self.agents = agents
         self.n_actions = n_actions
+        origins = [0] * len(agents) if settings.shared else agents
         # A small gain makes the first policies nearly the same in every state; the critic's head keeps the usual one.
         self.network = StackedNetwork(
             observation_size,
@@ -45,7 +46,7 @@ class Policy:
             settings.hidden_sizes,
             n_actions + 1,
             settings.activation,
-            [None if seed is None else torch_seed(seed, "policy/initialise", agent) for agent in agents],
+            [None if seed is None else torch_seed(seed, "policy/initialise", agent) for agent in origins],
             head_gains=[(n_actions, 0.01), (1, 1.0)],
             head_biases=[*(settings.initial_logits or [0.0] * n_actions), 0.0],
             device=device,

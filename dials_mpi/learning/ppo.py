@@ -1,4 +1,6 @@
-"""Proximal policy optimisation (Schulman et al., 2017) of A independent learners in one batched update."""
+"""Proximal policy optimisation (Schulman et al., 2017) of A learners in one batched update."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,10 +20,19 @@ class PPO:
         policy: updated in place.
         settings: the `ppo:` section of the configuration.
         horizon: steps per episode.
+        mean: of rows [A, P] over all agents, [P] float32: what a policy that is shared learns from. None: every agent
+            learns from its own gradient.
     """
 
-    def __init__(self, policy: Policy, settings: PPOSettings, horizon: int):
+    def __init__(
+        self,
+        policy: Policy,
+        settings: PPOSettings,
+        horizon: int,
+        mean: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
         self.policy = policy
+        self._mean = mean
         self.optimiser = Adam(policy.network)
         self._settings = settings
         self._horizon = horizon
@@ -101,6 +112,9 @@ class PPO:
 
                 losses = policy_loss + s.value_coefficient * value_loss - entropy_coefficient * entropy
                 self.policy.network.backward(losses.sum())  # a sum, so that agents do not share a learning rate
+                if self._mean:
+                    gradients = self.policy.network.gradients
+                    gradients.copy_(torch.from_numpy(self._mean(gradients.cpu().numpy())))
                 gradient_norm = self.optimiser.step(learning_rate, s.max_gradient_norm)
 
                 if epoch == s.epochs - 1:

@@ -38,6 +38,10 @@ class PolicySettings(NetworkSettings):
         "processors that compute with it, and slow on others",
     )
 
+    shared: bool = Field(
+        False, description="one policy for all agents: each learns from the mean of all agents' gradients"
+    )
+
     def check(self, domain) -> None:
         if self.initial_logits is not None and len(self.initial_logits) != domain.n_actions:
             raise UserError(

@@ -13,6 +13,7 @@ from dials_mpi.config import Configuration
 from dials_mpi.learning.statistics import Means
 from dials_mpi.parallel.exchange import Exchange
 from dials_mpi.parallel.layout import Layout
+from dials_mpi.parallel.means import ExactMeans
 from dials_mpi.runs.clock import Clock, summarise
 from dials_mpi.runs.stopping import StopFlag
 from dials_mpi.simulators.interface import Domain
@@ -68,6 +69,9 @@ class Session:
         self.exchange = Exchange(comm, layout, clock)
         if record:
             self.exchange.on_progress = self.tick
+        self._means = ExactMeans(comm, layout, clock) if configuration.shares_policy else None
+        self.mean = self._means.over_agents if self._means else None
+        """What learners of a shared policy are given, see `PPO`; None if every agent has its own."""
         self.published = Published(comm, self.exchange, layout, clock)
         self.checkpoints = Checkpointing(configuration, layout, comm.rank, self.exchange, clock, folder, stop, resumed)
         self.checkpoints.more_arrays = self._statistics_rows
@@ -183,6 +187,8 @@ class Session:
         reports = self.exchange.gather_report(self.clock.report())
         self.exchange.close()
         self.published.close()
+        if self._means:
+            self._means.close()
         if reports is None:
             return None
         steps = self.checkpoints.reached - self.checkpoints.start
