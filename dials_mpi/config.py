@@ -88,7 +88,7 @@ MAY_CHANGE = ("steps", "evaluation", "checkpoint", "log", "parallel")
 class Configuration(Settings):
     """What all methods have. `resolve` adds the sections of the method and the domain's own settings."""
 
-    env: str = Field(description="warehouse, traffic, or your own domain as package.module:ClassName")
+    env: str = Field(description="warehouse, traffic, platoon, or your own domain as package.module:ClassName")
     agents: int = Field(ge=1, le=2**31 - 1, description="N; default: ranks - 1, or 4 in a single process")
     mode: str = Field(next(iter(METHODS)), description="the method: where and how agents learn")
     seed: int = Field(0, ge=0, le=2**63 - 1)

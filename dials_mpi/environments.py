@@ -81,6 +81,8 @@ def _picture(domain: Domain, simulator: Simulator) -> np.ndarray:
 class GlobalEnvironment(ParallelEnv):
     """The GS in one copy. Agents are called `agent_0` …; the horizon truncates.
 
+    An agent whose episode is over before stays until then, and so do its rewards (`Domain.absorbing_reward`).
+
     Args:
         env: a built-in domain, or `package.module:ClassName`.
         agents: N.

@@ -225,7 +225,8 @@ class _Breaks:
 
     def step(self, *arguments):
         self._t += 1
-        return Step(*self._spoilt(*super().step(*arguments)))
+        step = super().step(*arguments)
+        return Step(*self._spoilt(step.observations, step.rewards))
 
     def _spoilt(self, observations, rewards):
         arrays = {"observation": observations.astype(np.float32), "reward": rewards}

@@ -94,7 +94,7 @@ class LateStates(RingGlobalSimulator):
 
     def step(self, actions):
         late = self._bits
-        _, rewards = super().step(actions)
+        rewards = super().step(actions).rewards
         self._late = late
         return Step(self.observations(), rewards)
 
@@ -227,7 +227,7 @@ def test_the_first_difference_is_named_whatever_it_is_of():
 
         def step(self, actions, sources):
             self._t += 1
-            _, rewards = super().step(actions, sources)
+            rewards = super().step(actions, sources).rewards
             if self._t == 2 and 1 in self.agents:
                 rewards[self.agents.index(1), 0] = 7
             if self._t == 5:
@@ -267,7 +267,8 @@ def test_arrays_of_a_simulator_are_its_own_again_at_its_next_step():
             return self._kept[number]
 
         def step(self, actions):
-            observations, self._rewards[:] = super().step(actions)
+            step = super().step(actions)
+            observations, self._rewards[:] = step.observations, step.rewards
             return Step(self._in_place(0, observations), self._rewards)
 
         def local_states(self):
@@ -349,6 +350,62 @@ def test_one_agent_that_is_cut_off_shows_among_many():
 
     domain = ring(ls=CutOff, n_agents=40, grid_shape=(1, 40), replay_tolerance=0.4)
     assert "first at step 0, agent 2, copy" in complaint(domain)
+
+
+def ending(simulator, change=lambda step, over, t: step, absorbing_reward=-2.0, last=3):
+    """A ring in which the episode of agent 2 in copy 2 ends with step `last`; `change` is made to steps from 6 on."""
+
+    def ends(kind):
+        class Ends(kind):
+            def reset(self):
+                self._t, self._left = -1, None
+                return super().reset()
+
+            def step(self, actions, *sources):
+                step = super().step(actions, *sources)
+                self._t += 1
+                over = np.zeros(self._shape, bool)
+                agents = getattr(self, "agents", [0, 1, 2])
+                if self._t >= last and 2 in agents and self._shape[1] == 3:
+                    over[agents.index(2), 2] = True
+                observations, rewards = step.observations, step.rewards
+                if self._t > last:
+                    observations[over], rewards[over] = self._left[over], -2
+                self._left = observations.copy()
+                step = Step(observations, rewards, over)
+                return change(step, over, self._t) if self._t > 5 else step
+
+        return Ends
+
+    kind = {"gs": RingGlobalSimulator, "ls": RingLocalSimulator}[simulator]
+    return ring(**{simulator: ends(kind)}, absorbing_reward=absorbing_reward, horizon=30)
+
+
+GOES_ON = {
+    "goes on": lambda step, over, t: step._replace(terminated=over & (t == 7)),
+    "gets another reward than absorbing_reward, -2,": lambda step, over, t: step._replace(
+        rewards=np.where(over, np.float32(1), step.rewards)
+    ),
+    "sees something else": lambda step, over, t: step._replace(observations=step.observations ^ over[..., None]),
+}
+
+
+@pytest.mark.parametrize("what", GOES_ON)
+@pytest.mark.parametrize(("kind", "name"), [("gs", "GlobalSimulator"), ("ls", "LocalSimulator")])
+def test_an_episode_that_is_over_stays_over(what, kind, name):
+    where = f"domain ring: {name}: step 6, agent 2, copy 2"
+    assert complaint(ending(kind, change=GOES_ON[what])) == f"{where} {what} although its episode was over before"
+
+
+def test_ends_of_episodes_are_bits_and_come_from_seeds():
+    assert complaint(ending("gs", change=lambda step, over, t: step._replace(terminated=over.astype(int)))) == (
+        "domain ring: GlobalSimulator.step: terminated has dtype int64, not bool"
+    )
+    assert complaint(ending("gs", absorbing_reward=0.5)).startswith(
+        "domain ring: GlobalSimulator: step 4, agent 2, copy 2 gets another reward than absorbing_reward, 0.5,"
+    )
+    for kind, alone in (("gs", "a copy alone"), ("ls", "an agent alone")):
+        assert f"{alone} lives another episode than among others" in complaint(ending(kind, last=11))
 
 
 @pytest.mark.parametrize("env", ["ring:Ring", "ring:Uninfluenced", "tabular:Tabular"])

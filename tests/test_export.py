@@ -91,7 +91,7 @@ def play(run, agent, folder, copies=3):
             seen.append(observations[agent].copy())
             all_logits, _, state = policy.step(as_features(observations), state)
             logits.append(all_logits[agent].numpy())
-            observations, _ = simulator.step(generator.integers(domain.n_actions, size=(c.agents, copies)))
+            observations = simulator.step(generator.integers(domain.n_actions, size=(c.agents, copies))).observations
     memory = [] if state is None else state[agent]
     np.savez(folder / "episode.npz", observations=seen, logits=logits, memory=memory)
     return domain

@@ -10,6 +10,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dials_mpi.simulators.platoon import PlatoonSettings
 from dials_mpi.simulators.registry import make_domain
 from dials_mpi.simulators.traffic import TrafficSettings
 from dials_mpi.simulators.warehouse import WarehouseSettings
@@ -75,6 +76,24 @@ def test_robots_and_items_are_where_the_floor_has_them():
         items = (floor.appeared[:-1, 0] != np.iinfo(np.int16).max).sum()
         squares = [patch for patch in axes.patches if patch.get_width() == 0.56]
         assert len(squares) == items > 20
+
+
+def test_a_platoon_is_drawn_with_gaps_to_scale_and_the_colour_of_speed():
+    domain = make_domain("platoon", 3, PlatoonSettings())
+    with domain.global_simulator(2) as gs:
+        gs.seed([np.random.default_rng(i) for i in range(2)])
+        gs.reset()
+        for _ in range(60):
+            gs.step(np.array([[1, 3], [0, 3], [0, 3]]))
+        axes, picture = drawn(domain, gs)
+        colours, label = domain.draw(gs, axes)
+    assert label == "speed (m/s)"
+    front = 0.0
+    for row, speed in enumerate([15.0, *gs.speed[:, 0]]):
+        front -= (gs.headway[row - 1, 0] + 5) if row else 0
+        assert np.allclose(pixel(axes, picture, front - 2.5, row), colours.to_rgba(speed)[:3], atol=0.03)
+    assert gs.speed[0, 0] > 16
+    assert axes.get_title().startswith("after 6.0 s;")
 
 
 def run_tool(monkeypatch, capsys, *arguments):

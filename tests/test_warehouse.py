@@ -144,14 +144,14 @@ def test_local_simulator_replays_the_global_one_exactly(n_agents, border):
         assert np.array_equal(ls.reset(), observations)
         for _ in range(domain.horizon):
             actions = generator.integers(4, size=(n_agents, copies))
-            observations, rewards = gs.step(actions)
+            step = gs.step(actions)
             ls.take_draws(gs.draws())
-            step = ls.step(actions, gs.influence_sources())
-            assert np.array_equal(step.observations, observations)
-            assert np.array_equal(step.rewards, rewards)
+            relived = ls.step(actions, gs.influence_sources())
+            assert np.array_equal(relived.observations, step.observations)
+            assert np.array_equal(relived.rewards, step.rewards)
             assert np.array_equal(ls.local_states(), gs.local_states())
             assert np.array_equal(ls.floor.items(), gs.floor.items(gs.learning)), "the items' ages, too"
-            collected += rewards.sum()
+            collected += step.rewards.sum()
     assert collected > 0.5 * n_agents * copies * episodes, "a replay in which nothing happens shows nothing"
 
 

@@ -21,9 +21,9 @@ from dials_mpi.analysis.reading import Run, open_run
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.launcher import launched_rank
 from dials_mpi.runs.clock import LEARNING
-from dials_mpi.simulators.registry import BUILT_IN
 
 _POLL_SECONDS = 0.05
+_PAPER_DOMAINS = ("warehouse", "traffic")
 _CHECKPOINT_RANKS = 3
 _CHECKPOINT_AGENTS = (4, 25, 100)
 _LAUNCHER_PREFIXES = ("PMI", "OMPI_COMM_WORLD", "HYDRA", "MPI_LOCAL", "SLURM")
@@ -61,7 +61,7 @@ def traffic_weak_scaling(options: Options, stack: ExitStack) -> list[Measurement
 def start_up(options: Options, stack: ExitStack) -> list[Measurement]:
     """From the launch until all ranks have come to the first evaluation, which is a short one."""
     measurements = []
-    for env in BUILT_IN:
+    for env in _PAPER_DOMAINS:
         for ranks in options.sizes(2, 26):
             figure = Figure(f"{env}, {ranks} ranks", "s", better="lower", about=f"{cores()} cores")
 
@@ -140,7 +140,7 @@ def memory(options: Options, stack: ExitStack) -> list[Measurement]:
 def checkpoint(options: Options, stack: ExitStack) -> list[Measurement]:
     """By number of agents, with the default networks; every rank takes part as in a run."""
     sizes = options.sizes(*_CHECKPOINT_AGENTS)
-    names = [f"{n} {env} agents" for env in BUILT_IN for n in sizes]
+    names = [f"{n} {env} agents" for env in _PAPER_DOMAINS for n in sizes]
     figures = [
         figure
         for name in names

@@ -156,7 +156,7 @@ def _play_global(arguments, domain: Domain, act, last: int, show, record=None) -
         observations = simulator.reset()
         show(simulator, 0)
         for step in tqdm(range(1, last + 1), "episode", leave=False):
-            observations, _ = simulator.step(first_act(observations) if act else None)
+            observations = simulator.step(first_act(observations) if act else None).observations
             if record is not None:
                 record.append((None if act else simulator.actions().copy(), simulator.influence_sources().copy()))
             show(simulator, step)
@@ -177,7 +177,7 @@ def _play_local(arguments, domain: Domain, act, last: int, show) -> None:
             if actions is None:
                 # The other agents' rows are filled with the same; each policy has its own memory.
                 actions = act(np.repeat(observations, domain.n_agents, axis=0))
-            observations, _ = simulator.step(actions[mine], sources[mine])
+            observations = simulator.step(actions[mine], sources[mine]).observations
             show(simulator, step)
 
 

@@ -103,7 +103,8 @@ def episode_by_steps(
     check_finite(domain, "GlobalSimulator", everyone, observation=(observations[:, None], [-1]))
     total = 0.0
     for t in range(domain.horizon):
-        observations, rewards = simulator.step(act(observations))
+        step = simulator.step(act(observations))
+        observations, rewards = step.observations, step.rewards
         if not (all_finite(observations) and all_finite(rewards)):
             met_with = {"observation": (observations[:, None], [t]), "reward": (rewards[:, None], [t])}
             check_finite(domain, "GlobalSimulator", everyone, **met_with)

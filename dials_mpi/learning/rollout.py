@@ -131,8 +131,9 @@ class Actor:
                 into.actions[:, t] = sample(logits[:, t], self._noise)
                 actions = into.actions[:, t].cpu().numpy()
             with self._clock("simulate"):
-                self._observations, reward = self._simulator.step(actions)
-                into.rewards[:, t] = torch.from_numpy(reward)
+                step = self._simulator.step(actions)
+                self._observations = step.observations
+                into.rewards[:, t] = torch.from_numpy(step.rewards)
                 self._elapsed += 1
             if self._elapsed == self._domain.horizon:
                 ends.append((t, self._value_now()))

@@ -108,11 +108,11 @@ def _check_global(domain: Domain, steps: int) -> None:
 def _play_global(
     domain: Domain, controller: str | None, copies: list[int], steps: int, warm_up: int = 0
 ) -> list[np.ndarray]:
-    """Observations, rewards, influence sources and local states of some steps, each [N, steps, B, …]."""
+    """Observations, rewards, influence sources, local states and ends of some steps, each [N, steps, B, …]."""
     n, b = domain.n_agents, len(copies)
     at = _Checks(domain, "GlobalSimulator", range(n), copies)
     generators = [np.random.default_rng(100 + copy) for copy in copies]
-    seen = [[] for _ in range(4)]
+    seen = [[] for _ in range(5)]
     with domain.global_simulator(b, controller) as simulator:
         _warm_up(simulator, b, warm_up, lambda: simulator.step(None if controller else np.zeros((n, b), np.int64)))
         simulator.seed([np.random.default_rng(copy) for copy in copies])
@@ -126,6 +126,7 @@ def _play_global(
             at.step(step, t)
             seen[0].append(step.observations.copy())
             seen[1].append(step.rewards.copy())
+            seen[4].append(at.terminated(step).copy())
             if domain.influence:
                 seen[2].append(at.influence_sources(simulator).copy())
                 seen[3].append(at.local_states(simulator).copy())
@@ -134,11 +135,11 @@ def _play_global(
 
 
 def _play_local(domain: Domain, agents: list[int], copies: int, steps: int, warm_up: int = 0) -> list[np.ndarray]:
-    """Observations, rewards and local states of some steps, each [A, steps, B, …]."""
+    """Observations, rewards, local states and ends of some steps, each [A, steps, B, …]."""
     a, influence = len(agents), domain.influence
     at = _Checks(domain, "LocalSimulator", agents, range(copies))
     generators = [np.random.default_rng(100 + agent) for agent in agents]
-    seen = [[] for _ in range(3)]
+    seen = [[] for _ in range(4)]
     with domain.local_simulator(agents, copies) as simulator:
         no_actions, no_sources = np.zeros((a, copies), np.int64), np.zeros((a, copies, influence.sources), np.uint8)
         _warm_up(simulator, a, warm_up, lambda: simulator.step(no_actions, no_sources))
@@ -150,8 +151,9 @@ def _play_local(domain: Domain, agents: list[int], copies: int, steps: int, warm
             sources = np.stack([g.integers(influence.classes, size=no_sources.shape[1:]) for g in generators])
             step = simulator.step(actions, sources.astype(np.uint8))
             at.step(step, t)
-            for arrays, array in zip(seen, (step.observations, step.rewards, at.local_states(simulator)), strict=True):
-                arrays.append(array.copy())
+            arrays = step.observations, step.rewards, at.local_states(simulator), at.terminated(step)
+            for kept, array in zip(seen, arrays, strict=True):
+                kept.append(array.copy())
     return [np.stack(arrays, axis=1) for arrays in seen]
 
 
@@ -221,11 +223,35 @@ class _Checks:
         self._agents = agents
         self._copies = copies
         self._size = (len(agents), len(copies))
+        self._over = np.zeros(self._size, bool)
 
     def step(self, step: Step, t: int) -> None:
         self.observations(step.observations, t)
         self._expect("step: rewards", step.rewards, (), np.float32)
         self.values("reward", step.rewards[:, None], [t])
+        self._absorbed(step, t)
+        self._over, self._seen = self.terminated(step).copy(), step.observations.copy()
+
+    def terminated(self, step: Step) -> np.ndarray:
+        """[A, B] bool."""
+        if step.terminated is None:
+            return np.zeros(self._size, bool)
+        self._expect("step: terminated", step.terminated, (), bool)
+        return step.terminated
+
+    def _absorbed(self, step: Step, t: int) -> None:
+        """An agent whose episode was over before step `t` is as the last step has left it."""
+        if not self._over.any():
+            return
+        reward = self._domain.absorbing_reward
+        for differs, complaint in (
+            (~self.terminated(step), "goes on"),
+            (step.rewards != np.float32(reward), f"gets another reward than absorbing_reward, {reward:g},"),
+            ((step.observations != self._seen).any(axis=-1), "sees something else"),
+        ):
+            for row, column in np.argwhere(self._over & differs)[:1]:
+                where = place(t, self._agents[row], self._copies[column])
+                self._refuse(f": {where} {complaint} although its episode was over before")
 
     def observations(self, observations: np.ndarray, t: int) -> None:
         """Those after step `t`; -1: after a reset."""

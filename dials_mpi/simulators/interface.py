@@ -10,11 +10,15 @@
 | U, C   | influence sources per agent, classes per source      |
 
 The agent axis always comes first. Episodes have a fixed length, `Domain.horizon`; all copies start and end together.
-The horizon is a time limit (truncation): the learner bootstraps from the last observation. Time is counted so that
-`step` number t takes the local state x_t and the action a_t to x_{t+1} under the influence sources u_t, and an AIP
-predicts u_t from the local states up to x_t (paper, section 3.2). The paper's action-local-state history
-l_t = (x_0, a_0, …, a_{t-1}, x_t) holds the agent's actions, too. AIPs here do not see them, unless
-`predictor.sees_actions` is set: without it, what a local state does not show of the last action is lost to them.
+The horizon is a time limit (truncation): the learner bootstraps from the last observation. An agent whose episode is
+over before (termination, `Step.terminated`) is absorbed: until the horizon it is stepped with the others, but sees the
+same observation at every step and gets the same reward, `Domain.absorbing_reward`. So returns hold what an early end
+costs or saves, and a learner can leave these steps out: what follows one that terminates is worth c / (1 - γ).
+
+Time is counted so that `step` number t takes the local state x_t and the action a_t to x_{t+1} under the influence
+sources u_t, and an AIP predicts u_t from the local states up to x_t (paper, section 3.2). The paper's
+action-local-state history l_t = (x_0, a_0, …, a_{t-1}, x_t) holds the agent's actions, too. AIPs here do not see them,
+unless `predictor.sees_actions` is set: without it, what a local state does not show of the last action is lost to them.
 
 A domain is plugged in by name (`registry.BUILT_IN`) or by its class, `--env package.module:ClassName`. Write a
 subclass of `Domain` and one of each simulator; `conformance.check_domain` tells whether they keep what is said here. It
@@ -61,6 +65,8 @@ class Step(NamedTuple):
     """[A, B, O], any real dtype."""
     rewards: np.ndarray
     """[A, B] float32."""
+    terminated: np.ndarray | None = None
+    """[A, B] bool, whose episode is over: with this step or before it, until the next `reset`. None: nobody's."""
 
 
 class Simulator(ABC):
@@ -164,6 +170,11 @@ class Domain(ABC):
 
     observation_range: ClassVar[tuple[float, float]] = (-float("inf"), float("inf"))
     """Bounds of all entries of an observation, for people who use the simulators with other learners."""
+
+    absorbing_reward: float = 0.0
+    """c, what an agent whose episode was over before a step gets at that step, and at every one until the horizon.
+
+    To a learner for which the horizon is a truncation the absorbing state is worth c / (1 - γ), exactly."""
 
     replay_tolerance: ClassVar[float] = 0.0
     """How far the LS may be from the GS whose actions, influence sources and draws it is given; 0: it lives the same.

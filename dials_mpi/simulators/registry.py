@@ -12,6 +12,7 @@ from dials_mpi.simulators.interface import Domain, DomainSettings
 BUILT_IN = {
     "warehouse": "dials_mpi.simulators.warehouse:Warehouse",
     "traffic": "dials_mpi.simulators.traffic:Traffic",
+    "platoon": "dials_mpi.simulators.platoon:Platoon",
 }
 
 
