@@ -365,9 +365,8 @@ def ending(simulator, change=lambda step, over, t: step, absorbing_reward=-2.0, 
                 step = super().step(actions, *sources)
                 self._t += 1
                 over = np.zeros(self._shape, bool)
-                agents = getattr(self, "agents", [0, 1, 2])
-                if self._t >= last and 2 in agents and self._shape[1] == 3:
-                    over[agents.index(2), 2] = True
+                if self._t >= last and self._shape == (3, 3):  # none where it is alone
+                    over[2, 2] = True
                 observations, rewards = step.observations, step.rewards
                 if self._t > last:
                     observations[over], rewards[over] = self._left[over], -2
