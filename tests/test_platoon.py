@@ -184,7 +184,10 @@ def test_a_collision_ends_the_episode_of_all_vehicles_of_its_copy_and_of_no_othe
     assert domain.absorbing_reward == -1000
     assert last.terminated[:, 0].all()
     simulator.reset()
-    assert not simulator.step(actions).terminated.any()
+    actions[:] = BOTH_GAINS
+    again, first = simulator.step(actions), started(domain, 2).step(actions)
+    assert np.array_equal(again.observations, first.observations)
+    assert not again.terminated.any()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

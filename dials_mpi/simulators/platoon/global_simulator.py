@@ -85,7 +85,7 @@ class PlatoonGlobalSimulator(GlobalSimulator):
         self.speed = np.where(self.collided, self.speed, speed)
         self.acceleration = np.where(self.collided, self.acceleration, acceleration)
         self.leader = np.where(self.collided, self.leader, leader)
-        self.collided |= (self.headway < LOWEST_HEADWAY).any(axis=0)
+        self.collided = (self.headway < LOWEST_HEADWAY).any(axis=0)
         paid = np.where(self.collided, -self._collision_penalty, rewards(self.headway, self.speed, self.acceleration))
         terminated = np.broadcast_to(self.collided, self._shape).copy()
         return Step(self._observations(), paid.astype(np.float32), terminated)
