@@ -135,6 +135,7 @@ def test_training_in_a_block_equals_training_alone(recurrent, sees_actions):
         (0, 2, 1, 7, 0.1, 1),
         (5, 3, 2, 20, 0.3, 2),
         (5, 2, 3, 3, 0.99, 6),
+        (5, 2, 1, 5, 0.3, 2),
         (0, 3, 1, 1600, 0.5, 3),
     ],
 )
@@ -205,6 +206,26 @@ def test_a_dataset_of_one_episode_leaves_nothing_to_hold_out():
     data = made_up_dataset(1, influence, lambda g, h: g.random((*h.shape[:2], 1)) < 0.5, episodes=1)
     with pytest.raises(ValueError, match="needs two episodes at least"):
         train(InfluencePredictor([0], influence, PredictorSettings(), 0), data, 0.2, np.random.default_rng(0))
+
+
+def test_of_two_episodes_one_is_held_out_however_small_the_share():
+    influence = Influence(sources=1, classes=2, local_state_size=4)
+    data = made_up_dataset(1, influence, lambda g, h: h[..., :1], episodes=2)
+    predictor = InfluencePredictor([0], influence, PredictorSettings(**SMALL), 0)
+    twin = reference_aip.Agent(predictor.network.arrays_of(0))
+    before, _ = train(predictor, data, 0.01, np.random.default_rng(0))
+    held_out = [
+        torch.tensor(x[0, 1:], dtype=kind)
+        for x, kind in ((data.history, torch.float64), (data.influence_sources, torch.int64))
+    ]
+    assert before[0] == pytest.approx(reference_aip.cross_entropy(twin, *held_out, 2, 0).item(), abs=1e-6)
+
+
+def test_a_predictor_that_sees_actions_needs_their_number():
+    settings = PredictorSettings(sees_actions=True)
+    with pytest.raises(ValueError, match="needs their number"):
+        InfluencePredictor([0], Influence(1, 2, 4), settings, 0)
+    assert InfluencePredictor([0], Influence(1, 2, 4), settings, 0, n_actions=1).network.n_agents == 1
 
 
 def test_training_never_makes_a_predictor_worse_on_held_out_episodes():
