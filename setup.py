@@ -19,6 +19,7 @@ setup(
     install_requires=[
         "h5py>=3.8",
         "mpi4py>=4.0",
+        "networkx>=3.0",
         "numpy>=1.24",
         "pydantic>=2.5",
         "pyyaml>=6.0",

@@ -2,6 +2,7 @@
 
 import re
 
+import networkx
 import numpy as np
 import pytest
 from ring import Ring, RingGlobalSimulator, RingLocalSimulator
@@ -411,3 +412,24 @@ def test_ends_of_episodes_are_bits_and_come_from_seeds():
 def test_domains_that_keep_their_promises_pass(env):
     check_domain(make_domain(env, 2 if "tabular" in env else 5, domain_class(env).Settings()))
     assert Tabular.replay_tolerance == Ring.replay_tolerance == 0
+
+
+@pytest.mark.parametrize(
+    ("graph", "what"),
+    [
+        ([[1], [0, 2], [1]], "is no networkx graph but list"),
+        (networkx.DiGraph([(0, 1), (1, 2)]), "is directed; give its to_undirected()"),
+        (networkx.path_graph(4), "has a node 3, which is no agent"),
+        (networkx.grid_2d_graph(1, 3), "has a node (0, 0), which is no agent"),
+        (networkx.path_graph(2), "lacks agent 2; add it as a node, if need be without edges"),
+        (networkx.Graph([(0, 1), (1, 2), (1, 1)]), "joins agent 1 with itself; leave that out"),
+    ],
+    ids=["lists", "directed", "too many", "other names", "too few", "loop"],
+)
+def test_a_graph_of_others_than_the_agents_is_refused(graph, what):
+    assert complaint(ring(graph=graph)) == f"domain ring: graph {what} (its nodes are the agents, 0 to 2)"
+
+
+@pytest.mark.parametrize("graph", [networkx.empty_graph(3), networkx.path_graph([2, 0, 1])], ids=["lonely", "line"])
+def test_a_graph_of_the_agents_is_accepted(graph):
+    check_domain(ring(graph=graph))

@@ -1,7 +1,9 @@
-"""Where agents stand: offline tools say and draw it right on grids that are not square, too."""
+"""Where agents stand and who is near whom: offline tools say and draw it right on grids that are not square, too."""
 
 import csv
 import json
+import pkgutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,12 +11,16 @@ import numpy as np
 import pytest
 import yaml
 from conftest import SMALL_TRAFFIC, TESTS, CommandLine, tool
+from ring import Ring
 
+import dials_mpi
 from dials_mpi.analysis import figures, results
 from dials_mpi.analysis.reading import open_run
 from dials_mpi.errors import UserError
 from dials_mpi.runs.metrics import Metrics
 from dials_mpi.simulators.grid import places
+from dials_mpi.simulators.interface import DomainSettings
+from dials_mpi.simulators.registry import domain_class, make_domain
 
 sys.path.insert(0, str(TESTS.parent / "tools"))
 
@@ -212,3 +218,45 @@ def test_pictures_and_exported_policies_know_the_grid(lights, tmp_path):
     html = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "step 50 of an episode" in html
     assert "inner agents" not in html
+
+
+def domain(name: str, n_agents: int, **settings):
+    return make_domain(name, n_agents, domain_class(name).Settings(**settings))
+
+
+@pytest.mark.parametrize(
+    ("name", "n_agents", "settings", "edges"),
+    [
+        ("warehouse", 1, {}, []),
+        ("warehouse", 4, {}, [(0, 1), (0, 2), (1, 3), (2, 3)]),
+        (
+            "traffic", 6, {"rows": 2, "columns": 3},
+            [(0, 1), (0, 3), (1, 2), (1, 4), (2, 5), (3, 4), (4, 5)],
+        ),
+        ("traffic", 3, {"rows": 1, "columns": 3}, [(0, 1), (1, 2)]),
+    ],
+)  # fmt: skip
+def test_the_graph_of_a_grid_joins_those_side_by_side(name, n_agents, settings, edges):
+    graph = domain(name, n_agents, **settings).graph
+    assert list(graph) == list(range(n_agents))
+    assert sorted(map(tuple, map(sorted, graph.edges))) == edges
+    assert not graph.is_directed()
+
+
+def test_a_domain_that_does_not_say_has_no_graph():
+    assert Ring(5, DomainSettings()).graph is None
+
+
+def test_nothing_loads_networkx_before_a_graph_is_asked_for():
+    modules = [name for _, name, package in pkgutil.walk_packages(dials_mpi.__path__, "dials_mpi.") if not package]
+    modules.remove("dials_mpi.__main__")
+    script = (
+        f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\n"
+        "from dials_mpi.simulators.registry import domain_class, make_domain\n"
+        "domain = make_domain('warehouse', 4, domain_class('warehouse').Settings())\n"
+        "domain.local_simulator([0], 1)\n"
+        "assert 'networkx' not in sys.modules\n"
+        "assert domain.graph and 'networkx' in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

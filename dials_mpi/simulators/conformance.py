@@ -33,6 +33,7 @@ def check_domain(domain: Domain) -> None:
         UserError: the first promise that is broken.
     """
     _check_names(domain)
+    _check_graph(domain)
     steps = min(_STEPS, domain.horizon)
     everyone = list(range(domain.n_agents))
     _check_global(domain, steps)
@@ -87,6 +88,28 @@ def _check_names(domain: Domain) -> None:
     rows, columns = domain.grid_shape
     if rows * columns != domain.n_agents:
         raise UserError(f"domain {domain.name}: a grid of {rows} × {columns} for {domain.n_agents} agents")
+
+
+def _check_graph(domain: Domain) -> None:
+    graph = domain.graph
+    if graph is None:
+        return
+    import networkx  # not before a domain has a graph, and so has imported it
+
+    n = domain.n_agents
+    if not isinstance(graph, networkx.Graph):
+        complaint = f"is no networkx graph but {type(graph).__name__}"
+    elif graph.is_directed():
+        complaint = "is directed; give its to_undirected()"
+    elif strangers := [node for node in graph if node not in range(n)]:
+        complaint = f"has a node {strangers[0]!r}, which is no agent"
+    elif missing := [agent for agent in range(n) if agent not in graph]:
+        complaint = f"lacks agent {missing[0]}; add it as a node, if need be without edges"
+    elif loops := list(networkx.nodes_with_selfloops(graph)):
+        complaint = f"joins agent {loops[0]} with itself; leave that out"
+    else:
+        return
+    raise UserError(f"domain {domain.name}: graph {complaint} (its nodes are the agents, 0 to {n - 1})")
 
 
 def _check_global(domain: Domain, steps: int) -> None:

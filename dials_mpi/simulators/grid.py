@@ -1,8 +1,12 @@
-"""Grids of agents, numbered row by row: their corners, edges and inner places, and these on grids of another size."""
+"""Grids of agents, numbered row by row: neighbours, corners, edges and inner places; these on grids of another size."""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import networkx
 
 
 def grid_side(n_agents: int) -> int:
@@ -12,6 +16,13 @@ def grid_side(n_agents: int) -> int:
         nearest = [m * m for m in (side, side + 1) if m > 0]
         raise ValueError(f"{n_agents} agents make no m×m grid; the nearest that do: {' or '.join(map(str, nearest))}")
     return side
+
+
+def grid_graph(shape: tuple[int, int]) -> "networkx.Graph":
+    """Joins each place with those beside, above and below it."""
+    import networkx  # 20 MiB that only processes are to spend which ask for a graph
+
+    return networkx.convert_node_labels_to_integers(networkx.grid_2d_graph(*shape), ordering="sorted")
 
 
 def places(shape: tuple[int, int]) -> np.ndarray:

@@ -30,11 +30,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from dials_mpi.settings import Settings
+
+if TYPE_CHECKING:
+    import networkx
 
 
 class DomainSettings(Settings):
@@ -214,6 +217,14 @@ class Domain(ABC):
     def grid_shape(self) -> tuple[int, int]:
         """Rows and columns in which the agents stand, numbered row by row; where a domain does not say, one row."""
         return 1, self.n_agents
+
+    @cached_property
+    def graph(self) -> "networkx.Graph | None":
+        """Who is near whom: an undirected networkx graph over the agents 0 … N-1; None for a domain that has none.
+
+        Made when it is asked for, and networkx imported with it, which takes 20 MiB of each process that does.
+        """
+        return None
 
     @abstractmethod
     def global_simulator(self, copies: int, controller: str | None = None) -> GlobalSimulator:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dials_mpi.errors import UserError
-from dials_mpi.simulators.grid import grid_side
+from dials_mpi.simulators.grid import grid_graph, grid_side
 from dials_mpi.simulators.interface import Domain, DomainSettings, Influence
 from dials_mpi.simulators.traffic.global_simulator import TrafficGlobalSimulator
 from dials_mpi.simulators.traffic.handcoded import CONTROLLERS
@@ -117,6 +117,10 @@ class Traffic(Domain):
             ),
             *("green_north_south", "yellow_north_south", "green_east_west", "yellow_east_west"),
         )
+
+    @functools.cached_property
+    def graph(self):
+        return grid_graph(self.grid_shape)
 
     def global_simulator(self, copies, controller=None):
         intersections = self._intersections(

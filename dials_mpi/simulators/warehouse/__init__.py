@@ -1,10 +1,11 @@
 """Warehouse commissioning (paper, section 5.2): robots fetch items from the shelves that they share with neighbours."""
 
+from functools import cached_property
 from typing import Literal
 
 from pydantic import Field
 
-from dials_mpi.simulators.grid import grid_side
+from dials_mpi.simulators.grid import grid_graph, grid_side
 from dials_mpi.simulators.interface import Domain, DomainSettings, Influence
 from dials_mpi.simulators.warehouse.global_simulator import WarehouseGlobalSimulator
 from dials_mpi.simulators.warehouse.handcoded import RULES
@@ -52,6 +53,10 @@ class Warehouse(Domain):
         self.block = grid_side(n_agents)
         self.grid_shape = (self.block, self.block)
         self.horizon = settings.horizon
+
+    @cached_property
+    def graph(self):
+        return grid_graph(self.grid_shape)
 
     def global_simulator(self, copies, controller=None):
         return WarehouseGlobalSimulator(
