@@ -1,5 +1,6 @@
-"""Shared by all tests: one thread, small configurations, and the command line as users call it."""
+"""Shared by all tests: one thread, small configurations, sub-communicators, the command line as users call it."""
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -185,6 +186,21 @@ def _world():
     from mpi4py import MPI
 
     return MPI.COMM_WORLD
+
+
+@contextlib.contextmanager
+def sub_communicator(size: int):
+    """The first `size` ranks of the world, None on the others; all meet again at the end."""
+    from mpi4py import MPI
+
+    from dials_mpi.parallel.waiting import wait
+
+    world = _world()
+    comm = world.Split(0 if world.rank < size else MPI.UNDEFINED, world.rank)
+    yield None if comm == MPI.COMM_NULL else comm
+    wait(world.Ibarrier())  # not after a failure, which ends all ranks
+    if comm != MPI.COMM_NULL:
+        comm.Free()
 
 
 def pytest_configure(config):

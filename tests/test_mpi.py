@@ -3,7 +3,6 @@
 mpirun -n 5 python -m pytest --with-mpi
 """
 
-import contextlib
 import json
 import math
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 import bandit
 import numpy as np
 import pytest
-from conftest import SMALL, SMALL_TRAFFIC, of_mode
+from conftest import SMALL, SMALL_TRAFFIC, of_mode, sub_communicator
 from mpi4py import MPI
 from ring import RingGlobalSimulator
 
@@ -39,16 +38,6 @@ WORLD = MPI.COMM_WORLD
 SIZES = [size for size in (1, 2, 3, 5) if size <= WORLD.size]
 
 pytestmark = pytest.mark.mpi
-
-
-@contextlib.contextmanager
-def sub_communicator(size: int):
-    """The first `size` ranks of the world, None on the others; all meet again at the end."""
-    comm = WORLD.Split(0 if WORLD.rank < size else MPI.UNDEFINED, WORLD.rank)
-    yield None if comm == MPI.COMM_NULL else comm
-    wait(WORLD.Ibarrier())  # not after a failure, which ends all ranks
-    if comm != MPI.COMM_NULL:
-        comm.Free()
 
 
 @pytest.fixture

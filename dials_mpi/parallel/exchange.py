@@ -156,22 +156,16 @@ class Exchange:
         me = self._comm.rank
         sent = [_both(has[me], want) for want in wants]
         received = [_both(have, wants[me]) for have in has]
-        # Counts are numbers of items, not of bytes: they never overflow an int.
-        item = MPI.BYTE.Create_contiguous(int(np.prod(like.shape[1:])) * like.itemsize).Commit()
-        message = [
-            _bytes(source),
+        transfer(
+            self._comm,
+            source,
             [len(agents) * widths[me] for agents in sent],
-            [(agents.start - has[me].start) * widths[me] if agents else 0 for agents in sent],
-            item,
-        ]
-        target = [
-            _bytes(into),
+            into,
             [len(agents) * width for agents, width in zip(received, widths, strict=True)],
-            None,
-            item,
-        ]
-        wait(self._comm.Ialltoallv(message, target), _TRANSFER_PAUSE)
-        item.Free()
+            like,
+            [(agents.start - has[me].start) * widths[me] if agents else 0 for agents in sent],
+            longest_pause=_TRANSFER_PAUSE,
+        )
 
     def greatest(self, values: np.ndarray) -> np.ndarray:
         """[K] int64, the same on all ranks: the elementwise maximum of all ranks' `values`."""
@@ -186,6 +180,32 @@ class Exchange:
         self.barrier()
         wait(self._comm.Igather(values, reports, root=0), _TRANSFER_PAUSE)
         return reports
+
+
+def transfer(
+    comm: MPI.Comm,
+    source: np.ndarray | None,
+    sent: Sequence[int],
+    into: np.ndarray | None,
+    received: Sequence[int],
+    like: np.ndarray,
+    begins: Sequence[int] | None = None,
+    **pauses: float,
+) -> None:
+    """Sends every rank of `comm` some items, and receives those of every rank.
+
+    Args:
+        source, into: C-contiguous; None where there is nothing to send or to receive.
+        sent, received: numbers of items, by rank.
+        like: [rows, …], whose rows have the size of one item.
+        begins: where the items for each rank begin in `source`; None: one after the other, as in `into`.
+        pauses: as of `wait`.
+    """
+    # Counts are numbers of items, not of bytes: they never overflow an int.
+    item = MPI.BYTE.Create_contiguous(math.prod(like.shape[1:]) * like.itemsize).Commit()
+    message, target = [_bytes(source), sent, begins, item], [_bytes(into), received, None, item]
+    wait(comm.Ialltoallv(message, target), **pauses)
+    item.Free()
 
 
 def _both(one: range, other: range) -> range:

@@ -17,21 +17,27 @@ _LATENESS = 1 / 16
 """Pauses longer than `_QUICK_PAUSE` are at most this share of the time waited, so that nobody comes late by more."""
 
 
-def wait(request, longest_pause: float = _LONGEST_PAUSE, meanwhile: Callable[[], bool] | None = None) -> None:
+def wait(
+    request,
+    longest_pause: float = _LONGEST_PAUSE,
+    meanwhile: Callable[[], bool] | None = None,
+    lateness: float = 1.0,
+) -> None:
     """Returns when `request` (an MPI request) is complete.
 
     Args:
         request: of a non-blocking operation.
         longest_pause: seconds; pauses grow with the time waited, up to this.
         meanwhile: called between two looks; whether it has done some work, after which the next look comes at once.
+        lateness: share of the time waited that pauses up to `_QUICK_PAUSE` are at most; with 1 they double.
     """
-    pause, waited = _SHORTEST_PAUSE, 0.0
+    waited = 0.0
     while not request.Test():
         if meanwhile and meanwhile():
             continue
+        pause = min(max(_SHORTEST_PAUSE, waited * lateness), max(_QUICK_PAUSE, waited * _LATENESS), longest_pause)
         time.sleep(pause)
         waited += pause
-        pause = min(2 * pause, max(_QUICK_PAUSE, waited * _LATENESS), longest_pause)
 
 
 def barrier(comm, meanwhile: Callable[[], bool] | None = None) -> None:
