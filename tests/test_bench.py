@@ -68,6 +68,12 @@ PROMISED = {
     "memory": {
         f"{env}, 1 agent per rank: {kind}" for env in ("warehouse", "traffic") for kind in ("private", "resident")
     },
+    "halo": with_more(
+        [f"2 ranks, rows of {size} bytes" for size in ("20", "40,960")],
+        "exchange alone",
+        "exchange alone, received by a rank",
+        "exchange alone, to Ineighbor_alltoallv",
+    ),
     "checkpoint": with_more(
         [f"4 {env} agents" for env in ("warehouse", "traffic")],
         "size",

@@ -73,6 +73,7 @@ PARTS = {
     "traffic-weak-scaling": Part("bench_runs", 90, 1, "2 to 26 ranks, one agent each: speed, and what waiting costs"),
     "start-up": Part("bench_runs", 100, 1, "of 2 and 26 ranks"),
     "memory": Part("bench_runs", 60, 3, "of a rank that trains one agent, in the default layout"),
+    "halo": Part("bench_runs", 20, 5, "rows of neighbours on other ranks, beside MPI's own exchange on graphs"),
     "checkpoint": Part("bench_runs", 20, 1, "seconds and bytes, 4 to 100 agents on three ranks"),
     "warehouse-training": Part("bench_runs", 55, 1, "core-seconds to the published final return"),
     "traffic-training": Part("bench_runs", 120, 1, "core-seconds to the published final return"),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench_measure import Figure, Measurement, Options
 
@@ -26,6 +26,9 @@ _POLL_SECONDS = 0.05
 _PAPER_DOMAINS = ("warehouse", "traffic")
 _CHECKPOINT_RANKS = 3
 _CHECKPOINT_AGENTS = (4, 25, 100)
+_HALO_RANKS = (2, 5)
+_HALO_ROWS = (20, 40_960)
+"""Bytes: five float32, and these of 2048 copies."""
 _LAUNCHER_PREFIXES = ("PMI", "OMPI_COMM_WORLD", "HYDRA", "MPI_LOCAL", "SLURM")
 _OVERSUBSCRIBE = {
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
@@ -154,16 +157,7 @@ def checkpoint(options: Options, stack: ExitStack) -> list[Measurement]:
 
     def once():
         folder = options.folder or Path(tempfile.gettempdir())
-        program = [str(Path(__file__).with_name("bench_checkpoint.py")), str(folder), *map(str, sizes)]
-        launched = subprocess.run(
-            [mpirun(), "-n", str(_CHECKPOINT_RANKS), sys.executable, *program],
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
-        _check(launched.returncode, launched.stderr, program)
-        for line in launched.stdout.splitlines():
-            cost = json.loads(line)
+        for cost in _launched("bench_checkpoint.py", _CHECKPOINT_RANKS, folder, *sizes):
             name = f"{cost['agents']} {cost['env']} agents"
             for seconds, one_file in zip(cost["seconds"], cost["one_file_seconds"], strict=True):
                 yield name, seconds
@@ -172,6 +166,47 @@ def checkpoint(options: Options, stack: ExitStack) -> list[Measurement]:
             yield f"{name}: size", cost["bytes"] / 1000 / cost["agents"]
 
     return [Measurement(figures, once)] if sizes else []
+
+
+def halo(options: Options, stack: ExitStack) -> list[Measurement]:
+    """Each agent of a grid of 10 × 10 gets the rows of those beside it; ranks share the grid by rows."""
+    measurements = []
+    for ranks in options.sizes(*_HALO_RANKS):
+        names = {size: f"{ranks} ranks, rows of {size:,} bytes" for size in _HALO_ROWS}
+        figures = [
+            figure
+            for name in names.values()
+            for figure in (
+                Figure(name, "µs", better="lower", about=f"{cores()} cores"),
+                Figure(f"{name}: exchange alone", "µs", better="lower"),
+                Figure(f"{name}: exchange alone, received by a rank", "MB/s"),
+                Figure(f"{name}: exchange alone, to Ineighbor_alltoallv", "×", better="lower"),
+            )
+        ]
+
+        def once(ranks=ranks, names=names):
+            for cost in _launched("bench_halo.py", ranks, options.seconds, *names):
+                name, exchange = names[cost["row_bytes"]], cost["exchange"]
+                yield name, 1e6 * cost["gather"]
+                yield f"{name}: exchange alone", 1e6 * exchange
+                yield f"{name}: exchange alone, received by a rank", cost["received_bytes"] / exchange / 1e6
+                yield f"{name}: exchange alone, to Ineighbor_alltoallv", exchange / cost["neighbour_collective"]
+
+        measurements.append(Measurement(figures, once))
+    return measurements
+
+
+def _launched(program: str, ranks: int, *arguments: object) -> list[dict[str, Any]]:
+    """What a program beside this one says under mpirun, an object a line.
+
+    Raises:
+        UserError: it fails.
+    """
+    command = [mpirun(), "-n", str(ranks), sys.executable, str(Path(__file__).with_name(program))]
+    command += map(str, arguments)
+    launched = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    _check(launched.returncode, launched.stderr, command)
+    return [json.loads(line) for line in launched.stdout.splitlines()]
 
 
 def warehouse_training(options: Options, stack: ExitStack) -> list[Measurement]:
