@@ -9,7 +9,6 @@ directory.
 import difflib
 import functools
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -127,11 +126,6 @@ class Configuration(Settings):
     def shares_policy(self) -> bool:
         """Whether all agents act by one policy."""
         return "policy" in self.sections and self.policy.shared
-
-    @property
-    def update_steps(self) -> int:
-        """Training steps per agent that an update learns from."""
-        return math.prod(self.method.experience(self))
 
     def to_yaml(self) -> str:
         return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)

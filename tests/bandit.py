@@ -24,7 +24,7 @@ METHOD = Method(
     family="bandit",
     sections={"bandit": BanditSettings},
     statistics=("best_value",),
-    experience=lambda c: (1, c.bandit.episodes),
+    experience=lambda c, horizon: (horizon, c.bandit.episodes),
 )
 
 

@@ -131,7 +131,7 @@ def test_counts_are_those_of_the_plan(mode, evaluation, interval):
     )
     segments = plan(c, HORIZON)
     counts = predict(c, Layout(4, 5), costs(c), ONE_EACH).counts
-    assert counts["updates"] == segments[-1].stop // c.update_steps
+    assert counts["updates"] == segments[-1].stop // c.ppo.rollout_steps
     assert counts["rounds"] == sum(s.round is not None for s in segments)
     evaluated = {s.start for s in segments if s.collection_evaluates}
     evaluated |= {s.stop for s in segments if s.evaluates} | {0}

@@ -258,7 +258,7 @@ class Learning:
 
     def __init__(self, stack: ExitStack, c: Configuration, domain: Domain, env: str, n: int):
         self._clock = Clock()
-        self._unit = range(0, unit_steps(c, domain.horizon), c.update_steps)
+        self._unit = range(0, unit_steps(c, domain.horizon), c.ppo.rollout_steps)
         self._learners = LocalLearners(
             c, domain, range(n), _policy(domain, c, n), _predictor(domain, c, n, env), self._clock
         )

@@ -217,4 +217,4 @@ class LocalLearners:
             self._actor.collect(self._rollout, c.ppo.sequence_length)  # line 9
             with self._clock("ppo_update"):  # line 10
                 statistics.add(self._learner.update(self._rollout, first_step, c.ppo.annealed(step), permutations))
-            tick(step + c.update_steps)
+            tick(step + c.ppo.rollout_steps)

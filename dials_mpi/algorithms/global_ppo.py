@@ -61,5 +61,5 @@ def train(session: Session) -> None:
                             )
                             session.statistics.add(statistics)
                     if actor:
-                        session.tick(step + c.update_steps)
+                        session.tick(step + c.ppo.rollout_steps)
             session.end_segment(segment)

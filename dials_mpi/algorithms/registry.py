@@ -32,8 +32,8 @@ class Method:
     """Of the configuration, beside those that all methods have."""
     statistics: tuple[str, ...]
     """Names of what learning says of itself, a number per agent and segment."""
-    experience: Callable[[Any], tuple[int, int]] = lambda c: (c.ppo.rollout_length, c.ppo.copies)
-    """Configuration → steps per copy, and copies, that an update learns from."""
+    experience: Callable[[Any, int], tuple[int, int]] = lambda c, horizon: (c.ppo.rollout_length, c.ppo.copies)
+    """Configuration and horizon → steps per copy, and copies, that an update learns from."""
     actor: str = "dials_mpi.learning.rollout:independent_players"
     """`module:function` that makes a `JointActor` of configuration, domain and the rows that owners publish, [N, P]
     float32 by name. Needs no MPI library."""

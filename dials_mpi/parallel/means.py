@@ -4,10 +4,10 @@ import numpy as np
 from mpi4py import MPI
 
 from dials_mpi.parallel.layout import Layout
+from dials_mpi.parallel.neighbours import LATENESS
 from dials_mpi.parallel.waiting import barrier, wait
 
 _SCALE = 2.0**32
-_PAUSE = 100e-6  # seconds; owners do the same work and come at about the same time
 
 
 class ExactMeans:
@@ -50,7 +50,7 @@ class ExactMeans:
         if self._owners.size > 1:
             with self._clock("wait"):
                 mine, total = total, np.empty_like(total)
-                wait(self._owners.Iallreduce(mine, total, MPI.SUM), _PAUSE)
+                wait(self._owners.Iallreduce(mine, total, MPI.SUM), lateness=LATENESS)
         return (total / (_SCALE * self._n_agents)).astype(np.float32)
 
     def close(self) -> None:

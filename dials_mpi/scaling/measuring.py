@@ -292,7 +292,7 @@ def _block(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
         datasets = sum(array.nbytes for array in dataset.arrays().values()) / MIB
         training = _seconds(lambda: train(predictor, dataset, c.dataset.test_fraction, permutations))
         found["epoch"] = training / (_EPOCHS * episodes)
-    steps = range(0, unit_steps(c, domain.horizon), c.update_steps)
+    steps = range(0, unit_steps(c, domain.horizon), c.ppo.rollout_steps)
     first = _seconds(lambda: learners.learn(0, steps[:1], Means()))
     most = max(_FEWEST_UPDATES, min(_MOST_UPDATES, int(_LEARNING_SECONDS / first)))
     steps = steps[:most]

@@ -21,7 +21,7 @@ import numpy as np
 from dials_mpi.config import Configuration
 from dials_mpi.errors import UserError
 from dials_mpi.parallel.layout import Layout
-from dials_mpi.training.plan import batch_sizes, plan
+from dials_mpi.training.plan import batch_sizes, plan, update_steps
 
 MIB = 1 << 20
 PHASES = ("start", "act", "collect", "scatter", "aip_training", "learn", "gather", "evaluate")
@@ -287,7 +287,8 @@ class _Model:
         c, costs, layout, seconds = self._configuration, self._costs, self._layout, self._seconds
         segments = plan(c, costs.horizon)
         total_steps = segments[-1].stop
-        updates = total_steps // c.update_steps
+        per_update = update_steps(c, costs.horizon)
+        updates = total_steps // per_update
         own_updates = self._by_block(costs.learn)
         seconds["start"] = self._span(costs.start + self._by_block(costs.block_start))
         references = batch_sizes(c.evaluation.handcoded_episodes, c.evaluation.copies)
@@ -310,7 +311,7 @@ class _Model:
             if segment.round is not None:
                 for phase, spent in self._collection.items():
                     seconds[phase] += spent
-            done = (segment.stop - segment.start) // c.update_steps
+            done = (segment.stop - segment.start) // per_update
             alone, together = learning(done, waiting)
             seconds["learn"] += alone
             if c.method.learns_on_gs:

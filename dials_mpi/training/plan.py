@@ -36,8 +36,13 @@ def unit_steps(configuration: Configuration, horizon: int) -> int:
     Every unit starts with new episodes and with random streams of its own, named by its number. So nothing but what is
     learned goes from one unit to the next, and a run can stop and go on between any two without a trace.
     """
-    length, copies = configuration.method.experience(configuration)
+    length, copies = configuration.method.experience(configuration, horizon)
     return math.lcm(length, horizon) * copies
+
+
+def update_steps(configuration: Configuration, horizon: int) -> int:
+    """Training steps per agent that an update learns from."""
+    return math.prod(configuration.method.experience(configuration, horizon))
 
 
 def _rounded(configuration: Configuration, horizon: int, steps: int) -> int:
@@ -63,7 +68,7 @@ def rounding(configuration: Configuration, horizon: int) -> str:
             rounded.append(f"{key} {steps:,} → {becomes:,}")
     if not rounded:
         return ""
-    length, copies = c.method.experience(c)
+    length, copies = c.method.experience(c, horizon)
     return (
         f"rounded up: {', '.join(rounded)}, to multiples of {unit_steps(c, horizon):,} steps per agent: whole rollouts "
         f"of {length} steps in {copies} copies, and whole episodes of {horizon} steps"

@@ -19,7 +19,7 @@ from dials_mpi.runs.stopping import StopFlag
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.training.checkpointing import Checkpointing, Resumed
 from dials_mpi.training.evaluator import Evaluator
-from dials_mpi.training.plan import Segment, plan, unit_steps
+from dials_mpi.training.plan import Segment, plan, unit_steps, update_steps
 from dials_mpi.training.published import Published
 from dials_mpi.training.record import Record, plain_list
 
@@ -124,9 +124,10 @@ class Session:
         Between two units the run may stop.
         """
         self.clock.stage = "learn"
-        size = unit_steps(self.configuration, self.domain.horizon)
+        c, horizon = self.configuration, self.domain.horizon
+        size, step = unit_steps(c, horizon), update_steps(c, horizon)
         for start in range(segment.start, segment.stop, size):
-            yield start // size, range(start, start + size, self.configuration.update_steps)
+            yield start // size, range(start, start + size, step)
             if start + size < segment.stop:
                 self.checkpoints.boundary(start + size)
 
