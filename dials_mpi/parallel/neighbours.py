@@ -1,7 +1,7 @@
 """Halo exchange: rows of agents are brought to those near by, whoever owns them, and what those hold for them, back."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from mpi4py import MPI
@@ -9,13 +9,11 @@ from mpi4py import MPI
 from dials_mpi.parallel.exchange import transfer
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.waiting import barrier
+from dials_mpi.simulators.neighbourhoods import Graph, neighbourhoods
 
 LATENESS = 1 / 4
 """As of `wait`. Ranks that wait for each other at every step pass their lateness on: with pauses that double, three and
 five of them took two to three times as long for steps of 1 to 2 ms. A barrier before cost them 10 to 30 %."""
-
-Graph = Mapping[int, Iterable[int]] | Sequence[Iterable[int]]
-"""`graph[i]` iterates over the agents that i is joined with: a networkx graph, or a list of lists."""
 
 
 class Neighbours:
@@ -40,9 +38,7 @@ class Neighbours:
     copied under the phase of the caller.
 
     Args:
-        graph: undirected, of the agents 0 … N-1; not looked at for a radius of 0 or None.
-        radius: hops. 0: every agent alone; N or more: all that can be reached; None: all N, connected or not, as for
-            a critic that sees everybody.
+        graph, radius: as of `neighbourhoods`; None for a critic that sees everybody.
         comm: an intracommunicator, without other messages of tag 2.
         layout: who owns which agents.
         clock: as of `Exchange`.
@@ -52,7 +48,7 @@ class Neighbours:
     """
 
     def __init__(self, graph: Graph | None, radius: int | None, comm: MPI.Comm, layout: Layout, clock):
-        ids = _neighbourhoods(graph, radius, layout.n_agents)
+        ids = neighbourhoods(graph, radius, layout.n_agents)
         opposite, ascending = _entries(ids)
         agents = [layout.agents(rank) for rank in range(comm.size)]
         mine = slice(agents[comm.rank].start, agents[comm.rank].stop)
@@ -153,26 +149,6 @@ class _Plan:
 
 def _within(numbers: np.ndarray, block: range) -> np.ndarray:
     return (block.start <= numbers) & (numbers < block.stop)
-
-
-def _neighbourhoods(graph: Graph | None, radius: int | None, n_agents: int) -> np.ndarray:
-    """[N, K] int64: every agent, after it the others at most `radius` hops away by id, then -1."""
-    everybody = range(n_agents)
-    near = [set(everybody) if radius is None else _reached(graph, agent, radius) for agent in everybody]
-    ids = np.full((n_agents, max(map(len, near))), -1, np.int64)
-    for agent in everybody:
-        ids[agent, : len(near[agent])] = [agent, *sorted(near[agent] - {agent})]
-    return ids
-
-
-def _reached(graph: Graph | None, agent: int, radius: int) -> set[int]:
-    reached = front = {agent}
-    for _ in range(radius):
-        front = {neighbour for place in front for neighbour in graph[place]} - reached
-        if not front:
-            break
-        reached = reached | front
-    return reached
 
 
 def _entries(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
