@@ -12,6 +12,7 @@ import numpy as np
 PURPOSES = frozenset(
     {
         "policy/initialise",
+        "critic/initialise",
         "predictor/initialise",
         "predictor/minibatches",
         "train/simulator",

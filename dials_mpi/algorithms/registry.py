@@ -12,7 +12,14 @@ from typing import Any
 
 from dials_mpi.errors import UserError
 from dials_mpi.influence.settings import DatasetSettings, PredictorSettings
-from dials_mpi.learning.settings import PPO_STATISTICS, PolicySettings, PPOSettings
+from dials_mpi.learning.settings import (
+    DPPO_STATISTICS,
+    PPO_STATISTICS,
+    DPPOSettings,
+    FeedForwardPolicySettings,
+    PolicySettings,
+    PPOSettings,
+)
 from dials_mpi.settings import Settings
 
 
@@ -41,6 +48,8 @@ class Method:
     """Whether the joint policy acts on the GS for every update; owners then learn from their rows of that."""
     needs_influence: bool = False
     """Whether domains have to declare influence sources."""
+    needs_graph: bool = False
+    """Whether domains have to say who is near whom."""
     rounds: str | None = None
     """The setting that says how many steps per agent lie between two rounds of collecting episodes of the joint policy,
     which the section `dataset` describes; None for methods without. What they return is an evaluation if one is due."""
@@ -64,6 +73,8 @@ class Method:
         """Raises UserError if the domain lacks what the method needs."""
         if self.needs_influence and domain.influence is None:
             raise UserError(f"mode: {mode} needs a domain with influence sources; try --mode gs")
+        if self.needs_graph and domain.graph is None:
+            raise UserError(f"mode: {mode} needs a domain with a graph of its agents; try --mode gs")
 
 
 _DIALS = Method(
@@ -105,6 +116,18 @@ METHODS: dict[str, Method] = {
         statistics=PPO_STATISTICS,
         learns_on_gs=True,
         modelled=True,
+    ),
+    "dppo": Method(
+        name="DPPO",
+        summary="critics that see the agent's neighbourhood, on the global simulator",
+        module="dials_mpi.algorithms.dppo",
+        family="dppo",
+        sections={"policy": FeedForwardPolicySettings, "dppo": DPPOSettings},
+        statistics=DPPO_STATISTICS,
+        experience=lambda c, horizon: (horizon, c.dppo.episodes),
+        actor="dials_mpi.learning.neighbourhood_policy:NeighbourhoodPlayers",
+        learns_on_gs=True,
+        needs_graph=True,
     ),
 }
 """By mode, in the order in which they are offered; the first is the default."""

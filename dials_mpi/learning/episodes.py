@@ -27,16 +27,24 @@ class JointEpisodes:
         seed: the run's seed.
         step: training steps so far.
         tick: called after every joint step.
+        purpose: what the random streams are named after, `evaluate` or `train`.
     """
 
     def __init__(
-        self, domain: Domain, actor: JointActor, seed: int, step: int, tick: Callable[[], None] = lambda: None
+        self,
+        domain: Domain,
+        actor: JointActor,
+        seed: int,
+        step: int,
+        tick: Callable[[], None] = lambda: None,
+        purpose: str = "evaluate",
     ):
         self.domain = domain
         self._actor = actor
         self._seed = seed
         self._step = step
         self._tick = tick
+        self._purpose = purpose
         self._simulator: GlobalSimulator | None = None
         self._copies = 0
 
@@ -81,9 +89,9 @@ class JointEpisodes:
         if self._simulator is None or copies != self._copies:
             self.close()
             self._simulator, self._copies = self.domain.global_simulator(copies), copies
-        self._simulator.seed(streams(self._seed, "evaluate/simulator", members, self._step))
+        self._simulator.seed(streams(self._seed, f"{self._purpose}/simulator", members, self._step))
         acting = range(batch * n_agents, (batch + 1) * n_agents)
-        self._actor.start(copies, streams(self._seed, "evaluate/actions", acting, self._step))
+        self._actor.start(copies, streams(self._seed, f"{self._purpose}/actions", acting, self._step))
         return (yield from episode_by_steps(self.domain, watched(self._simulator), self._actor.act, self._tick))
 
 

@@ -20,6 +20,19 @@ PPO_STATISTICS = (
 """What an update of PPO says of itself."""
 
 
+DPPO_STATISTICS = (
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "approx_kl",
+    "gradient_norm",
+    "explained_variance",
+    "epochs",
+    "training_return",
+)
+"""What an update of DPPO says of itself."""
+
+
 class NetworkSettings(Settings):
     recurrent_size: int = Field(0, ge=0, le=4096, description="width of the GRU; 0: feed-forward, no memory")
     hidden_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
@@ -48,6 +61,10 @@ class PolicySettings(NetworkSettings):
                 f"policy.initial_logits: {len(self.initial_logits)} numbers for {domain.n_actions} actions; give one "
                 "for each action"
             )
+
+
+class FeedForwardPolicySettings(PolicySettings):
+    recurrent_size: Literal[0] = Field(0, description="this method's policies have no memory")
 
 
 class PPOSettings(Settings):
@@ -104,3 +121,44 @@ class PPOSettings(Settings):
                 f"minibatch_size {self.minibatch_size} must divide rollout_length times copies, {self.rollout_steps}"
             )
         return self
+
+
+class DPPOSettings(Settings):
+    settled: ClassVar[tuple[str, ...]] = ("anneal_steps",)
+
+    episodes: int = Field(2, ge=1, le=100_000, description="played side by side, that an update learns from")
+    policy_radius: int = Field(1, ge=0, description="hops that an agent sees when it acts")
+    critic_radius: int | None = Field(
+        2, ge=0, description="k, hops that its critic sees and whose advantages count; null: everybody, as in CPPO"
+    )
+    epochs: int = Field(5, ge=1, description="passes over the episodes, at most")
+    minibatch_size: int = Field(300, ge=2, description="joint steps per gradient step, about")
+    policy_learning_rate: float = Field(3e-3, gt=0, le=1)
+    critic_learning_rate: float = Field(3e-3, gt=0, le=1)
+    discount: float = Field(0.95, ge=0, lt=1, description="γ")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ")
+    clip: float = Field(0.2, gt=0, lt=1, description="ε: how far the probability ratio counts")
+    target_kl: float | None = Field(
+        0.02,
+        gt=0,
+        description="a policy whose KL divergence is over 1.5 times that waits for the next update; null: no limit",
+    )
+    entropy_coefficient: float = Field(0.0, ge=0)
+    max_gradient_norm: float | None = Field(0.5, gt=0, description="per agent and network; null: no limit")
+    reward_scale: float = Field(1.0, gt=0, description="factor on rewards in learning; returns are reported unscaled")
+    anneal: bool = Field(True, description="learning rates fall linearly to 0")
+    anneal_steps: int | None = Field(
+        None, ge=1, description="steps per agent until they are 0; null: the run's steps, as when it was made"
+    )
+
+    def annealed(self, step: int) -> float:
+        """Share of the annealing that is done after that many steps per agent, 0 … 1."""
+        return min(1.0, step / self.anneal_steps)
+
+    def remark(self, steps: int) -> str | None:
+        if not self.anneal or steps <= self.anneal_steps:
+            return None
+        return (
+            f"from step {self.anneal_steps:,} on, dppo.anneal_steps since the run was made, the learning rates are 0 "
+            "and nothing more is learned"
+        )

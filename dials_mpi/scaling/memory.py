@@ -44,7 +44,7 @@ def owners_memory(configuration: Configuration, domain: Domain) -> dict[str, flo
 def joint_memory(configuration: Configuration, domain: Domain) -> dict[str, float]:
     """MiB per agent of the system that a machine holds on which the joint policy acts."""
     parts = {"the joint policies": _policy(configuration, domain) if "policy" in configuration.sections else 0.0}
-    if configuration.method.learns_on_gs:
+    if configuration.method.learns_on_gs and "ppo" in configuration.sections:
         parts["the joint rollout"] = _rollout(configuration, domain)
     return parts
 

@@ -110,10 +110,10 @@ class Checkpointing:
         if self._restored:
             rows.copy_(torch.from_numpy(self._restored[name]))
 
-    def keep_optimiser(self, optimiser: Adam) -> None:
-        """`keep` for all that the learner's optimiser is."""
+    def keep_optimiser(self, optimiser: Adam, whose: str = "ppo") -> None:
+        """`keep` for all that an optimiser is; `whose` begins the names."""
         for name in ("first_moment", "second_moment", "steps"):
-            self.keep(f"ppo/{name}", getattr(optimiser, name))
+            self.keep(f"{whose}/{name}", getattr(optimiser, name))
 
     def restored(self, prefix: str) -> dict[str, np.ndarray]:
         """Arrays [A, …] of the checkpoint resumed from whose names begin with `prefix`, by the rest of the name."""

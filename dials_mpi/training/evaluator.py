@@ -65,12 +65,17 @@ class Evaluator:
         checkpoints.is_evaluating = lambda: self._going_on is not None
         checkpoints.finish_evaluation = self.finish
 
-    def joint_episodes(self, step: int) -> AbstractContextManager[JointEpisodes | None]:
-        """The published rows at play, with the streams of that training step; None on ranks that do not see them."""
+    def joint_episodes(self, step: int, purpose: str = "evaluate") -> AbstractContextManager[JointEpisodes | None]:
+        """The published rows at play, with the streams of that training step; None on ranks that do not see them.
+
+        Args:
+            purpose: as of `JointEpisodes`.
+        """
         c, rows = self._configuration, self._published.rows
         if rows is None:
             return nullcontext()
-        return JointEpisodes(self._domain, c.method.joint_actor(c, self._domain, rows), c.seed, step)
+        actor = c.method.joint_actor(c, self._domain, rows)
+        return JointEpisodes(self._domain, actor, c.seed, step, purpose=purpose)
 
     def turns(self, batches: list[range]) -> Iterator[tuple[dict[int, range], tuple[int, range] | None]]:
         """How the collectors share batches of episodes, one each at a turn.

@@ -14,6 +14,7 @@ from dials_mpi.learning.statistics import Means
 from dials_mpi.parallel.exchange import Exchange
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.means import ExactMeans
+from dials_mpi.parallel.neighbours import Neighbours
 from dials_mpi.runs.clock import Clock, summarise
 from dials_mpi.runs.stopping import StopFlag
 from dials_mpi.simulators.interface import Domain
@@ -69,6 +70,8 @@ class Session:
         self.exchange = Exchange(comm, layout, clock)
         if record:
             self.exchange.on_progress = self.tick
+        self._comm = comm
+        self._neighbours: list[Neighbours] = []
         self._means = ExactMeans(comm, layout, clock) if configuration.shares_policy else None
         self.mean = self._means.over_agents if self._means else None
         """What learners of a shared policy are given, see `PPO`; None if every agent has its own."""
@@ -97,6 +100,12 @@ class Session:
         """
         self.published.add(name, rows, shapes)
         self.checkpoints.keep(name, rows)
+
+    def neighbours(self, radius: int | None) -> Neighbours:
+        """The halo of a radius in the domain's graph. All ranks make it together; owners use it as they like."""
+        graph = self.domain.graph if radius else None
+        self._neighbours.append(Neighbours(graph, radius, self._comm, self.layout, self.clock))
+        return self._neighbours[-1]
 
     def begin(self) -> None:
         """References and the policies as they are before training; nothing of it if the run is resumed."""
@@ -188,8 +197,8 @@ class Session:
         reports = self.exchange.gather_report(self.clock.report())
         self.exchange.close()
         self.published.close()
-        if self._means:
-            self._means.close()
+        for made in (*self._neighbours, *([self._means] if self._means else [])):
+            made.close()
         if reports is None:
             return None
         steps = self.checkpoints.reached - self.checkpoints.start
