@@ -53,6 +53,19 @@ SMALL_TRAFFIC = [
 ]
 
 
+SMALL_PLATOON = [
+    "--mode=dppo",
+    "--steps=240",
+    "--set=domain.horizon=40",
+    "--set=dppo.minibatch_size=20",
+    "--set=evaluation.interval=80",
+    "--set=evaluation.episodes=3",
+    "--set=evaluation.copies=2",
+    "--set=evaluation.handcoded_episodes=2",
+]
+"""Three updates of two episodes."""
+
+
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def device(request) -> str:
     """Each device that networks can learn on here."""

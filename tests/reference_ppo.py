@@ -35,6 +35,10 @@ class Agent:
             x = torch.tanh(x) if i < layers - 1 else x
         return x, h
 
+    def wait(self) -> None:
+        """A step that is not taken; Adam's clock goes on."""
+        self._steps += 1
+
     def descend(self, loss, learning_rate, max_norm) -> float:
         """A step of Adam along the gradient of `loss`, shortened to `max_norm`; returns the norm before that."""
         gradients = torch.autograd.grad(loss, list(self.weights.values()))

@@ -59,6 +59,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "dials_mpi/influence/collection.py": ("tests/test_influence.py", "tests/test_dials.py"),
     "dials_mpi/algorithms/dials.py": ("tests/test_schedule.py", "tests/test_dials.py"),
     "dials_mpi/algorithms/global_ppo.py": ("tests/test_schedule.py",),
+    "dials_mpi/algorithms/dppo.py": ("tests/test_dppo.py",),
     "dials_mpi/training/evaluation.py": ("tests/test_schedule.py", "tests/test_dials.py", "tests/test_evaluation.py"),
     "dials_mpi/training/plan.py": ("tests/test_config.py", "tests/test_schedule.py", "tests/test_dry_run.py"),
     "dials_mpi/streams.py": ("tests/test_config.py", "tests/test_schedule.py"),

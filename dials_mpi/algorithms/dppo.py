@@ -124,7 +124,7 @@ class Learner:
         a, episodes, length = data.actions.shape
         observations = data.observations.reshape(a, -1, data.observations.shape[-1])  # [A, E (T + 1), O]
         seen = side_by_side(self._critics_see.gather(observations)).to(self._device)
-        values = self.critic.step(seen, None)[0].view(a, episodes, length + 1)
+        values = self.critic.step(seen, None)[0][..., 0].view(a, episodes, length + 1)
         alive = torch.from_numpy(~_before(data.terminated)).float().to(self._device)
         over = torch.from_numpy(data.terminated).to(self._device)
         advantages = self._advantages(
@@ -214,7 +214,10 @@ class Learner:
     def _step(
         self, optimiser: Adam, network: StackedNetwork, learning_rate: float, learning: Tensor | None = None
     ) -> Tensor:
-        """A step of the optimiser, of a shared policy along the mean gradient; agents that do not learn take none."""
+        """A step of the optimiser, of a shared policy along the mean gradient.
+
+        Agents that do not learn take none, though Adam's clock goes on for them as well: it is the block's.
+        """
         if self._mean:
             network.gradients.copy_(torch.from_numpy(self._mean(network.gradients.cpu().numpy())))
         kept = network.parameters, optimiser.first_moment, optimiser.second_moment

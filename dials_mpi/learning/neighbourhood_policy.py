@@ -42,9 +42,13 @@ def neighbourhood_policy(
 def neighbourhood_critic(
     agents: Sequence[int], inputs: int, settings: PolicySettings, seed: int, device: torch.device | str = "cpu"
 ) -> StackedNetwork:
-    """V_i(o_j, j ∈ N_i^k) of A agents, a network as large as the policy's; arguments as there."""
+    """V_i(o_j, j ∈ N_i^k) of A agents, the first of two outputs, from a network as large as the policy's.
+
+    The second output is nothing: with a single column the matrix library takes another path for one agent than for
+    several, and rounds differently.
+    """
     seeds = _seeds(agents, settings, seed, "critic/initialise")
-    return StackedNetwork(inputs, 0, settings.hidden_sizes, 1, settings.activation, seeds, device=device)
+    return StackedNetwork(inputs, 0, settings.hidden_sizes, 2, settings.activation, seeds, device=device)
 
 
 def _seeds(agents: Sequence[int], settings: PolicySettings, seed: int | None, purpose: str) -> list[int | None]:
