@@ -20,11 +20,12 @@ EXIT_UNFINISHED = 75
 """EX_TEMPFAIL: stopped before the end, to be resumed."""
 
 _DESCRIPTION = """\
-Train many agents of a networked system in parallel with distributed influence-augmented local simulators (DIALS).
+Train many agents of a networked system in parallel, by distributed influence-augmented local simulators (DIALS) or by
+other methods (--mode).
 
-Rank 0 runs the global simulator; every other rank owns agents and trains them on their own local simulators, fed by
-influence predictors that are retrained every predictor.interval steps (Algorithm 1 of Suau et al., 2022). With many
-agents others help rank 0 to collect data (parallel.collectors), and it owns agents too where a core is left for it
+Rank 0 runs the global simulator; every other rank owns agents and trains them: in mode dials on their own local
+simulators, fed by influence predictors that are retrained every predictor.interval steps (Algorithm 1 of Suau et al.,
+2022). With many agents others help rank 0 to collect data (parallel.collectors), and it owns agents too where a core is left for it
 (parallel.coordinator_works); no result depends on who does what."""
 
 _EPILOG = """\
@@ -33,6 +34,7 @@ examples:
   mpirun -n 5 python -m dials_mpi --env warehouse               4 agents, each on a rank of its own
   mpirun -n 3 python -m dials_mpi --env warehouse --agents 25   25 agents on 2 ranks, beside the coordinator
   mpirun -n 5 python -m dials_mpi --env traffic                 4 traffic lights in SUMO
+  mpirun -n 9 python -m dials_mpi --env platoon                 8 vehicles, by DPPO
   mpirun -n 26 python -m dials_mpi --config traffic_large       25 of them, with the settings for many
   python -m dials_mpi --env warehouse --set ppo.learning_rate=1e-3 --set evaluation.episodes=100
   python -m dials_mpi --env my_package.my_module:MyDomain --agents 9
