@@ -25,8 +25,8 @@ other methods (--mode).
 
 Rank 0 runs the global simulator; every other rank owns agents and trains them: in mode dials on their own local
 simulators, fed by influence predictors that are retrained every predictor.interval steps (Algorithm 1 of Suau et al.,
-2022). With many agents others help rank 0 to collect data (parallel.collectors), and it owns agents too where a core is left for it
-(parallel.coordinator_works); no result depends on who does what."""
+2022). With many agents others help rank 0 to collect data (parallel.collectors), and it owns agents too where a core is
+left for it (parallel.coordinator_works); no result depends on who does what."""
 
 _EPILOG = """\
 examples:

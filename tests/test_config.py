@@ -37,7 +37,7 @@ def configuration(*overrides: str, env="warehouse"):
 def test_shipped_configurations_are_valid(env):
     folder = configuration_file(env).parent
     for file in folder.glob(f"{env}*.yaml"):
-        if not file.stem.endswith("_dials"):
+        if not file.stem.endswith(("_dials", "_dppo")):
             assert of_files(str(file)).env == env
 
 
@@ -146,11 +146,11 @@ def test_shipped_configurations_are_found_by_name_anywhere(tmp_path, monkeypatch
         return resolve(cli.layers(cli.parser().parse_args(arguments)), 4)
 
     assert set(shipped_configurations()) == {
-        "platoon", "traffic", "traffic_dials", "traffic_large", "traffic_paper", "traffic_paper_dials",
+        "platoon", "platoon_dppo", "traffic", "traffic_dials", "traffic_large", "traffic_paper", "traffic_paper_dials",
         "warehouse", "warehouse_dials", "warehouse_paper", "warehouse_paper_dials",
     }  # fmt: skip
     for name, file in shipped_configurations().items():
-        if not name.endswith("_dials"):
+        if not name.endswith(("_dials", "_dppo")):
             assert resolved(f"--config={name}") == resolved(f"--config={file}"), name
     c = resolved("--config=traffic_large", "--config=traffic_paper")
     assert (c.ppo.copies, c.ppo.rollout_length, c.steps) == (1, 128, 4_000_000)
@@ -192,7 +192,7 @@ def test_resolved_configuration_reads_back_the_same():
         ("ppo.copies=0", "ppo.copies: 0: Input should be greater than or equal to 1 (--set ppo.copies=0)"),
         ("seed=1.5", "seed: 1.5: Input should be a valid integer"),
         ("domain.border=wall", "domain.border: 'wall': Input should be 'scripted' or 'none'"),
-        ("mode=fast", "mode: 'fast': Input should be 'dials', 'untrained-dials' or 'gs'"),
+        ("mode=fast", "mode: 'fast': Input should be 'dials', 'untrained-dials', 'gs' or 'dppo'"),
         ("ppo=3", "ppo: 3: Input should be a section with settings of its own, for example ppo.copies (--set ppo=3)"),
         ("domain=[1]", "domain: [1]: Input should be a section with settings of its own, for example domain.border"),
         (
