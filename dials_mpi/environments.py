@@ -16,6 +16,7 @@ import numpy as np
 from dials_mpi.config import resolve
 from dials_mpi.errors import UserError
 from dials_mpi.extras import extra
+from dials_mpi.simulators.actions import available_actions
 from dials_mpi.simulators.interface import Domain, Simulator
 from dials_mpi.simulators.registry import make_domain
 
@@ -43,15 +44,23 @@ def _integer(name: str, value: Any) -> int:
     return int(value)
 
 
-def _action(name: str, value: Any, n_actions: int) -> int:
-    """The action as an int; ValueError for one that is not in the space."""
+def _action(name: str, value: Any, n_actions: int, available: np.ndarray | None) -> int:
+    """The action as an int; ValueError for one that is not in the space or, as [n_actions] bool says, not available."""
     try:
         action = operator.index(value)
     except TypeError:
         action = -1
     if not 0 <= action < n_actions:
         raise ValueError(f"{name}: {value!r} is none of 0 to {n_actions - 1}")
+    if available is not None and not available[action]:
+        others = ", ".join(map(str, np.flatnonzero(available)))
+        raise ValueError(f"{name}: {value!r} is not available now; there is {others}")
     return action
+
+
+def _mask(available: np.ndarray | None) -> dict[str, np.ndarray]:
+    """What `info` says of an agent's [n_actions] bool; nothing in a domain that masks none."""
+    return {} if available is None else {"action_mask": available.astype(np.int8)}
 
 
 def _check_going_on(elapsed: int | None) -> None:
@@ -89,7 +98,10 @@ class GlobalEnvironment(ParallelEnv):
         settings: of the domain, over those of its configuration file.
         render_mode: `rgb_array` or None.
 
-    `step` raises ResetNeeded outside an episode and ValueError for actions that are none; neither changes anything.
+    In a domain that masks actions `infos[agent]["action_mask"]` [n_actions] int8 is 1 for those available now.
+
+    `step` raises ResetNeeded outside an episode and ValueError for actions that are none or are not available; neither
+    changes anything.
 
     Raises:
         UserError: no such domain or settings.
@@ -127,7 +139,7 @@ class GlobalEnvironment(ParallelEnv):
             self._seeded = True
         self.agents = list(self.possible_agents)
         self._elapsed = 0
-        return self._by_agent(self._simulator.reset()[:, 0].astype(np.float32)), {agent: {} for agent in self.agents}
+        return self._by_agent(self._simulator.reset()[:, 0].astype(np.float32)), self._infos()
 
     def step(self, actions: Mapping[str, int]):
         """One step of all agents; returns observations, rewards, terminations, truncations and infos by agent."""
@@ -143,7 +155,7 @@ class GlobalEnvironment(ParallelEnv):
             self._by_agent(step.rewards[:, 0].tolist()),
             dict.fromkeys(agents, False),
             dict.fromkeys(agents, over),
-            {agent: {} for agent in agents},
+            self._infos(),
         )
 
     def render(self) -> np.ndarray | None:
@@ -164,7 +176,17 @@ class GlobalEnvironment(ParallelEnv):
         if missing := [agent for agent in self.possible_agents if agent not in actions]:
             raise ValueError(f"actions: none for {', '.join(missing)}; give one for every agent")
         n_actions = self._domain.n_actions
-        return np.array([[_action(f"actions: {name}", actions[name], n_actions)] for name in self.possible_agents])
+        return np.array(
+            [
+                [_action(f"actions: {name}", actions[name], n_actions, available)]
+                for name, available in zip(self.possible_agents, self._available, strict=True)
+            ]
+        )
+
+    def _infos(self) -> dict[str, dict[str, np.ndarray]]:
+        available = available_actions(self._domain, self._simulator)
+        self._available = [None] * self._domain.n_agents if available is None else available[:, 0].copy()
+        return self._by_agent(map(_mask, self._available))
 
     def _by_agent(self, rows) -> dict[str, Any]:
         return dict(zip(self.possible_agents, rows, strict=True))
@@ -183,8 +205,10 @@ class LocalEnvironment(gymnasium.Env):
         settings: of the domain, over those of its configuration file.
         render_mode: `rgb_array` or None.
 
-    `step` raises ResetNeeded outside an episode and ValueError for an action or sources that are none; neither changes
-    anything but the memory of `influence`.
+    In a domain that masks actions `info["action_mask"]` [n_actions] int8 is 1 for those available now.
+
+    `step` raises ResetNeeded outside an episode and ValueError for an action or sources that are none, or an action
+    that is not available; neither changes anything but the memory of `influence`.
 
     Raises:
         UserError: no such domain or settings, or a domain without influence.
@@ -224,12 +248,12 @@ class LocalEnvironment(gymnasium.Env):
         if hasattr(self._influence, "reset"):
             self._influence.reset()
         self._elapsed = 0
-        return self._simulator.reset()[0, 0].astype(np.float32), {}
+        return self._simulator.reset()[0, 0].astype(np.float32), self._info()
 
     def step(self, action: int):
         """One step; `info["influence_sources"]` are the u_t that acted."""
         _check_going_on(self._elapsed)
-        action = _action("action", action, self._domain.n_actions)
+        action = _action("action", action, self._domain.n_actions, self._available)
         sources = self._sources()
         step = self._simulator.step(np.array([[action]], np.int64), sources[None, None])
         self._elapsed += 1
@@ -237,13 +261,18 @@ class LocalEnvironment(gymnasium.Env):
         if truncated:
             self._elapsed = None
         observation, reward = step.observations[0, 0].astype(np.float32), float(step.rewards[0, 0])
-        return observation, reward, False, truncated, {"influence_sources": sources}
+        return observation, reward, False, truncated, {"influence_sources": sources, **self._info()}
 
     def render(self) -> np.ndarray | None:
         return _picture(self._domain, self._simulator) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
         self._simulator.close()
+
+    def _info(self) -> dict[str, np.ndarray]:
+        available = available_actions(self._domain, self._simulator)
+        self._available = None if available is None else available[0, 0].copy()
+        return _mask(self._available)
 
     def _sources(self) -> np.ndarray:
         """[U] uint8 that `influence` gives; where it fails its generator is what it was before."""

@@ -80,7 +80,7 @@ class Greedy:
     def start(self, copies, generators):
         self._copies, self._generators = copies, generators
 
-    def act(self, observations):
+    def act(self, observations, available=None):
         explores = np.stack([g.random(self._copies) < self._exploration for g in self._generators])
         anything = np.stack([g.integers(self._n_actions, size=self._copies) for g in self._generators])
         return np.where(explores, anything, self._best[:, None])

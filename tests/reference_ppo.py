@@ -79,6 +79,14 @@ def larger(error, clipped_error):
     return torch.maximum(error, clipped_error)
 
 
+def categorical(logits, available):
+    """Over the available actions alone; None: all."""
+    probabilities = torch.softmax(logits, -1)
+    if available is not None:
+        probabilities = probabilities * available
+    return torch.distributions.Categorical(probabilities / probabilities.sum(-1, keepdim=True), validate_args=False)
+
+
 def advantages_of(rewards, values, next_values, s, horizon, first_step):
     """[T, B]: the sum over later δ, weighted by (γλ)^k, up to the end of the episode."""
     result = torch.zeros_like(rewards)
@@ -133,7 +141,7 @@ def update_together(agent: Agent, rollouts: list, s, horizon, first_step, progre
             logits.append(outputs[:, :-1])
             values.append(outputs[:, -1])
         t = torch.stack(steps)
-        distribution = torch.distributions.Categorical(logits=torch.stack(logits), validate_args=False)
+        distribution = categorical(torch.stack(logits), r["available"][t, copy] if "available" in r else None)
         values = torch.stack(values)
         log_ratio = distribution.log_prob(r["actions"][t, copy]) - r["log_probabilities"][t, copy]
         ratio, advantage = log_ratio.exp(), normalised(advantages[t, copy])

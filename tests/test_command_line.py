@@ -101,8 +101,8 @@ def test_help_imports_neither_torch_nor_mpi(command_line):
         ),
         (
             ["--env", "warehouse", "--config", "none.yaml"],
-            "--config: none.yaml: cannot be read: No such file or directory; shipped are platoon, traffic, traffic_large, "
-            "traffic_paper, warehouse, warehouse_paper",
+            "--config: none.yaml: cannot be read: No such file or directory; shipped are platoon, traffic, "
+            "traffic_large, traffic_paper, warehouse, warehouse_paper",
         ),
         (["--env", "warehouse", "--name", "../a"], "--name: '../a' is no name for a run"),
         (["--env", "warehouse", "--name="], "--name: '' is no name for a run"),

@@ -201,6 +201,12 @@ RUNS = {
         "--set=ppo.sequence_length=1", "--set=ppo.minibatch_size=40", "--set=dataset.steps=200",
         "--set=predictor.interval=800", "--set=evaluation.interval=400",
     ],
+    # Actions that are not always available, and memories.
+    "masks": [
+        "--env=menu:Menu", *SMALL, "--steps=800", "--set=ppo.rollout_length=20", "--set=ppo.sequence_length=10",
+        "--set=ppo.minibatch_size=40", "--set=dataset.steps=100",
+    ],
+    "masks, gs": ["--env=menu:Menu", *SMALL],
     "actions seen": ["--env=warehouse", "--set=predictor.sees_actions=true", *SMALL],
     "traffic": ["--env=traffic", *SMALL_TRAFFIC],
     "traffic over sockets": ["--env=traffic", "--set=domain.backend=traci", *SMALL_TRAFFIC],

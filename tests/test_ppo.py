@@ -5,14 +5,14 @@ import pytest
 import torch
 from ring import Ring
 
+from dials_mpi.learning.distributions import Categorical
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO, episode_starts, generalised_advantages
-from dials_mpi.learning.rollout import Actor, Rollout, sample
+from dials_mpi.learning.rollout import Actor, Rollout
 from dials_mpi.learning.settings import PPO_STATISTICS, PolicySettings, PPOSettings
 from dials_mpi.learning.statistics import Means
 from dials_mpi.runs.clock import Clock
 from dials_mpi.simulators.interface import DomainSettings, Step
-from dials_mpi.simulators.noise import NoiseBuffer, gumbel
 from dials_mpi.streams import stream, streams
 
 
@@ -122,7 +122,7 @@ def test_values_that_are_not_finite_end_the_rollout_that_met_with_them(what, t):
     step = simulator.step
 
     def spoilt(actions):
-        observations, rewards = step(actions)
+        observations, rewards, _ = step(actions)
         observations = observations.astype(np.float32)
         if next(steps) == t:
             (observations if what == "observation" else rewards)[1, 4] = np.inf
@@ -142,7 +142,7 @@ def test_of_values_that_are_not_finite_the_first_is_named():
     step, steps = actor._simulator.step, iter(range(25))
 
     def spoilt(actions):
-        observations, rewards = step(actions)
+        observations, rewards, _ = step(actions)
         t, observations = next(steps), observations.astype(np.float32)
         observations[0, 3] = np.nan if t == 6 else 0
         rewards[1, 2] = np.nan if t == 5 else 0
@@ -259,6 +259,6 @@ def test_learns_the_ring(recurrent, device):
 
 def test_sampled_actions_follow_the_policy():
     logits = torch.tensor([[1.0, 0.0, -1.0]]).expand(1, 20000, 3)
-    noise = NoiseBuffer(streams(0, "train/actions", [0]), (20000, 3), gumbel)
-    share = torch.bincount(sample(logits, noise)[0], minlength=3) / 20000
+    noise = Categorical.noise(streams(0, "train/actions", [0]), 20000, 3)
+    share = torch.bincount(Categorical(logits).sample(noise)[0], minlength=3) / 20000
     torch.testing.assert_close(share, torch.softmax(logits[0, 0], 0), atol=0.015, rtol=0)

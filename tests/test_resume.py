@@ -25,6 +25,7 @@ RUNS = {
     "warehouse untrained-dials": ["--env=warehouse", "--mode=untrained-dials", *SMALL],
     "warehouse gs": ["--env=warehouse", "--mode=gs", *of_mode("gs", SMALL)],
     "platoon dppo": ["--env=platoon", *SMALL_PLATOON, "--steps=400"],
+    "masks untrained-dials": ["--env=menu:Menu", "--mode=untrained-dials", *SMALL],
     "traffic dials": ["--env=traffic", *SMALL_TRAFFIC],
     "traffic untrained-dials": ["--env=traffic", "--mode=untrained-dials", *SMALL_TRAFFIC],
     "traffic gs": ["--env=traffic", "--mode=gs", *of_mode("gs", SMALL_TRAFFIC)],
@@ -42,6 +43,7 @@ def test_a_run_stopped_at_every_boundary_ends_as_one_that_was_not(command_line, 
     if " dials" in name:
         count = 5 if name.startswith("traffic") else 3
     stop = {"DIALS_MPI_FAULT": f"boundary:{count}:USR1"}
+    named = [argument for argument in RUNS[name] if argument.startswith("--env=") and ":" in argument]
     assert command_line(*RUNS[name], TWO_UNITS, "--name=whole", "--seed=4").returncode == 0
     result = command_line(*RUNS[name], TWO_UNITS, "--name=parts", "--seed=4", EVERY_UNIT, **stop)
     stops = []
@@ -50,7 +52,7 @@ def test_a_run_stopped_at_every_boundary_ends_as_one_that_was_not(command_line, 
         assert facts["state"] == "stopped"
         stops.append(newest_whole(runs / "parts" / "checkpoints")[1]["step"])
         assert stops == sorted(set(stops)), "every start comes further"
-        result = command_line("--resume=runs/parts", **stop)
+        result = command_line("--resume=runs/parts", *named, **stop)
     assert result.returncode == 0, result.stderr
     assert len(stops) >= 2
     facts = json.loads((runs / "parts" / "run.json").read_text())

@@ -364,10 +364,10 @@ def test_the_ls_under_perfect_influence_follows_the_gs(policy):
     domain, copies = traffic(outgoing_length=20), 6
     if policy == "random":
         actions = iter(random_actions(300, 4, copies))
-        replayed = replay(domain, copies, lambda _: next(actions))
+        replayed = replay(domain, copies, lambda *_: next(actions))
     else:
         plan = FixedTime(4 * copies, policy)
-        replayed = replay(domain, copies, lambda _: plan.act().reshape(4, copies))
+        replayed = replay(domain, copies, lambda *_: plan.act().reshape(4, copies))
     figures = agreement(replayed, lanes=4)
     for name, bound in FIDELITY[policy].items():
         assert ((figures[name] <= bound) if "error" in name else (figures[name] >= bound)).all(), (name, figures[name])
@@ -429,7 +429,7 @@ def test_the_tolerance_of_replays_lies_between_the_ls_and_one_with_wrong_influen
             for p in (0.5, 0.1):
                 actions = iter(random_actions(100, agents, 3, p=p))
                 domain = with_fault(traffic(agents), fault)
-                recorded, replayed = replay(domain, 3, lambda _, actions=actions: next(actions), seed, 100)
+                recorded, replayed = replay(domain, 3, lambda *_, actions=actions: next(actions), seed, 100)
                 found.append([disagreement(*both).max() for both in zip(recorded, replayed, strict=True)])
         worst[fault] = np.array(found)
     assert worst[None].max() < 0.75 * domain.replay_tolerance

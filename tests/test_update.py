@@ -39,14 +39,16 @@ MATTERS = 100 * TOLERANCE
 """By which something that is left out changes the parameters at least; they move by about 0.03 in two updates."""
 
 
-def made_up_rollout(s: PPOSettings, state_size: int, seed: int) -> Rollout:
+def made_up_rollout(s: PPOSettings, state_size: int, seed: int, masked: int = 0) -> Rollout:
     """Of policies that have changed since: ratios and values are on both sides of what is clipped."""
     g = torch.Generator().manual_seed(seed)
-    rollout = Rollout.empty(A, s, OBSERVED, state_size)
+    rollout = Rollout.empty(A, s, OBSERVED, state_size, masked=masked)
     for name, scale in {"observations": 1.0, "rewards": 2.0, "values": 0.3, "next_values": 0.3, "states": 0.5}.items():
         getattr(rollout, name).normal_(generator=g).mul_(scale)
     rollout.actions.random_(ACTIONS, generator=g)
     rollout.log_probabilities.normal_(generator=g).mul_(0.2).sub_(np.log(ACTIONS))
+    if masked:
+        rollout.available.random_(2, generator=g).scatter_(-1, rollout.actions[..., None], True)
     return rollout
 
 
@@ -56,13 +58,13 @@ def policies(recurrent: int) -> Policy:
     return policy
 
 
-def learned(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, recurrent: int = 5):
+def learned(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, recurrent: int = 5, **more):
     """Two updates by the product: parameters [A, P] and statistics [2, A] by name after them."""
     policy = policies(recurrent)
     learner = PPO(policy, s, horizon)
     found = [
         learner.update(
-            made_up_rollout(s, recurrent, seed), first_steps[seed], PROGRESS[seed], np.random.default_rng(seed)
+            made_up_rollout(s, recurrent, seed, **more), first_steps[seed], PROGRESS[seed], np.random.default_rng(seed)
         )
         for seed in range(2)
     ]
@@ -71,14 +73,15 @@ def learned(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, rec
     }
 
 
-def expected(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, recurrent: int = 5):
+def expected(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, recurrent: int = 5, **more):
     """The same by the reference."""
     network = policies(recurrent).network
     parameters, found = [], []
     for row in range(A):
         agent = reference_ppo.Agent(network.arrays_of(row))
         for seed in range(2):
-            rollout = {name: array[row] for name, array in made_up_rollout(s, recurrent, seed).arrays().items()}
+            arrays = made_up_rollout(s, recurrent, seed, **more).arrays()
+            rollout = {name: array[row] for name, array in arrays.items()}
             order = np.random.default_rng(seed)
             found.append(reference_ppo.update(agent, rollout, s, horizon, first_steps[seed], PROGRESS[seed], order))
         parameters.append(torch.cat([w.detach().ravel() for w in agent.weights.values()]).numpy())
@@ -164,6 +167,15 @@ def test_episodes_may_begin_anywhere_in_a_rollout(horizon, first_steps):
 def test_a_policy_without_memory_learns_from_single_steps(length):
     s = WITHOUT_MEMORY.model_copy(update={"rollout_length": length, "minibatch_size": min(24, 3 * length)})
     assert_same(learned(s, recurrent=0), expected(s, recurrent=0))
+
+
+@pytest.mark.parametrize("recurrent", [0, 5])
+def test_actions_that_are_not_available_have_no_part_in_an_update(truth, recurrent):
+    s = EVERYTHING if recurrent else WITHOUT_MEMORY
+    reference = expected(s, recurrent=recurrent, masked=ACTIONS)
+    if recurrent:
+        assert difference(reference, truth) > MATTERS
+    assert_same(learned(s, recurrent=recurrent, masked=ACTIONS), reference)
 
 
 SHARED = PolicySettings(recurrent_size=5, hidden_sizes=(6,), shared=True)

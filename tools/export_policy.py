@@ -31,6 +31,7 @@ from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.learning.export import FORMATS, PolicyModule, check_format, to_bytes  # noqa: E402
 from dials_mpi.learning.networks import as_features  # noqa: E402
 from dials_mpi.runs.directory import versions  # noqa: E402
+from dials_mpi.simulators.actions import available_actions, first_actions  # noqa: E402
 from dials_mpi.simulators.interface import Domain  # noqa: E402
 from dials_mpi.simulators.registry import make_domain  # noqa: E402
 from dials_mpi.streams import streams  # noqa: E402
@@ -143,6 +144,14 @@ def _of_training(run: Run, c: Configuration, step: int, agent: int) -> dict[str,
     }
 
 
+_CHOICE = {
+    False: "sampled from softmax(logits), in training and evaluation alike",
+    True: "sampled from softmax(logits) over the available actions, in training and evaluation alike; the logits are "
+    "of all actions: take those of unavailable ones for -infinity",
+}
+"""By whether the domain masks actions."""
+
+
 def _interface(module: PolicyModule, domain: Domain) -> dict[str, Any]:
     lowest, highest = (bound if math.isfinite(bound) else None for bound in domain.observation_range)
     inputs = module.initial_inputs()
@@ -171,19 +180,19 @@ def _interface(module: PolicyModule, domain: Domain) -> dict[str, Any]:
         },
         "action": {
             "names": list(domain.action_names),
-            "choice": "sampled from softmax(logits), in training and evaluation alike",
+            "choice": _CHOICE[domain.masks_actions],
         },
         "memory": memory,
     }
 
 
 def _example_observations(domain: Domain, seed: int) -> np.ndarray:
-    """[2, N, O] of an episode on the GS in which everybody always takes action 0."""
-    actions = np.zeros((domain.n_agents, 1), np.int64)
+    """[2, N, O] of an episode on the GS in which everybody always takes the first action there is."""
     with domain.global_simulator(1) as simulator:
         simulator.seed(streams(seed, "evaluate/simulator", [0]))
         first = simulator.reset()[:, 0].copy()
         for _ in range(min(_EXAMPLE_GAP, domain.horizon)):
+            actions = first_actions(domain, (domain.n_agents, 1), available_actions(domain, simulator))
             later = simulator.step(actions).observations[:, 0]
     return np.stack([first, later])
 

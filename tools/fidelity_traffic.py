@@ -59,10 +59,10 @@ def report(arguments: argparse.Namespace) -> None:
 
         policies = {"the run's": load_actor(arguments.run, c, domain, arguments.copies, arguments.seed).act}
     else:
-        policies = {"random": lambda _: generator.integers(domain.n_actions, size=shape)}
+        policies = {"random": lambda *_: generator.integers(domain.n_actions, size=shape)}
         for cycle in (FixedTime.CYCLE, 60):
             plan = FixedTime(c.agents * arguments.copies, cycle)
-            policies[f"fixed-time {cycle} s"] = lambda _, plan=plan: plan.act().reshape(shape)
+            policies[f"fixed-time {cycle} s"] = lambda *_, plan=plan: plan.act().reshape(shape)
     for name, act in policies.items():
         figures = agreement(replay(domain, arguments.copies, act, arguments.seed), domain.influence.sources)
         print(f"{name} policies\nagent  " + "  ".join(figures))

@@ -27,6 +27,7 @@ from dials_mpi.cli import at_least  # noqa: E402
 from dials_mpi.config import load_yaml, resolve, stored_layer  # noqa: E402
 from dials_mpi.errors import UserError  # noqa: E402
 from dials_mpi.extras import extra  # noqa: E402
+from dials_mpi.simulators.actions import available_actions, random_actions  # noqa: E402
 from dials_mpi.simulators.interface import Domain  # noqa: E402
 from dials_mpi.simulators.registry import make_domain  # noqa: E402
 from dials_mpi.streams import streams  # noqa: E402
@@ -120,7 +121,7 @@ def _steps(arguments: argparse.Namespace, kind: str, horizon: int) -> range:
 
 
 def _players(arguments: argparse.Namespace):
-    """The domain, and observations [N, 1, O] → actions [N, 1]; None where the GS has a controller."""
+    """The domain, and what acts as `JointActor.act` does; None where the GS has a controller."""
     if arguments.run is None and arguments.env is None:
         raise UserError("give a run directory or --env")
     if arguments.run:
@@ -138,7 +139,7 @@ def _players(arguments: argparse.Namespace):
         raise UserError(f"--controller: {arguments.controller!r} is none of {', '.join(known)}")
     if arguments.controller == "random" or (arguments.controller is None and arguments.run is None):
         generator = np.random.default_rng(arguments.seed)
-        return domain, lambda _: generator.integers(domain.n_actions, size=(c.agents, 1))
+        return domain, lambda _, available: random_actions(domain, generator, (c.agents, 1), available)
     if arguments.controller:
         return domain, None
 
@@ -156,7 +157,8 @@ def _play_global(arguments, domain: Domain, act, last: int, show, record=None) -
         observations = simulator.reset()
         show(simulator, 0)
         for step in tqdm(range(1, last + 1), "episode", leave=False):
-            observations = simulator.step(first_act(observations) if act else None).observations
+            actions = first_act(observations, available_actions(domain, simulator)) if act else None
+            observations = simulator.step(actions).observations
             if record is not None:
                 record.append((None if act else simulator.actions().copy(), simulator.influence_sources().copy()))
             show(simulator, step)
@@ -176,7 +178,8 @@ def _play_local(arguments, domain: Domain, act, last: int, show) -> None:
         for step, (actions, sources) in enumerate(record, 1):
             if actions is None:
                 # The other agents' rows are filled with the same; each policy has its own memory.
-                actions = act(np.repeat(observations, domain.n_agents, axis=0))
+                seen = observations, available_actions(domain, simulator)
+                actions = act(*(None if rows is None else np.repeat(rows, domain.n_agents, axis=0) for rows in seen))
             observations = simulator.step(actions[mine], sources[mine]).observations
             show(simulator, step)
 

@@ -182,8 +182,7 @@ class LocalLearners:
         self._simulator = InfluenceAugmentedSimulator(local_simulator, predictor, c.ppo.copies)
         self._actor = Actor(policy, self._simulator, c.ppo.copies, domain, clock)
         self._learner = PPO(policy, c.ppo, domain.horizon, mean)
-        sizes = domain.observation_size, c.policy.recurrent_size
-        self._rollout = Rollout.empty(len(agents), c.ppo, *sizes, policy.device)
+        self._rollout = Rollout.of_domain(domain, len(agents), c.ppo, c.policy.recurrent_size, policy.device)
 
     def close(self) -> None:
         self._simulator.close()

@@ -22,7 +22,7 @@ def train(session: Session) -> None:
     learner = PPO(policy, c.ppo, domain.horizon, session.mean) if session.agents else None
 
     def rollout(n_agents: int) -> Rollout:
-        return Rollout.empty(n_agents, c.ppo, domain.observation_size, c.policy.recurrent_size)
+        return Rollout.of_domain(domain, n_agents, c.ppo, c.policy.recurrent_size)
 
     mine = rollout(len(session.agents))
     joint = actor = None

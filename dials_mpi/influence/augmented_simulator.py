@@ -41,5 +41,9 @@ class InfluenceAugmentedSimulator:
         np.copyto(self._last_actions, actions)  # the caller may write the next ones into the same array
         return self._local_simulator.step(actions, sources)
 
+    def available_actions(self) -> np.ndarray:
+        """As of `Simulator`."""
+        return self._local_simulator.available_actions()
+
     def close(self) -> None:
         self._local_simulator.close()

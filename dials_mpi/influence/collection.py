@@ -32,9 +32,7 @@ class _Watched:
         self._simulator = simulator
         self._into = into
         self._elapsed = 0
-
-    def reset(self) -> np.ndarray:
-        return self._simulator.reset()
+        self.reset, self.available_actions = simulator.reset, simulator.available_actions
 
     def step(self, actions: np.ndarray) -> Step:
         t, into = self._elapsed, self._into

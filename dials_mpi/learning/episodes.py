@@ -5,8 +5,9 @@ from collections.abc import Callable, Generator
 import numpy as np
 
 from dials_mpi.learning.rollout import JointActor, SteppedByActions
+from dials_mpi.simulators.actions import available_actions
 from dials_mpi.simulators.interface import Domain, GlobalSimulator
-from dials_mpi.simulators.values import all_finite, check_finite
+from dials_mpi.simulators.values import all_finite, check_available, check_finite
 from dials_mpi.stepwise import finish
 from dials_mpi.streams import streams
 
@@ -98,20 +99,27 @@ class JointEpisodes:
 def episode_by_steps(
     domain: Domain,
     simulator: SteppedByActions,
-    act: Callable[[np.ndarray], np.ndarray | None],
+    act: Callable[[np.ndarray, np.ndarray | None], np.ndarray | None],
     tick: Callable[[], None],
 ) -> Generator[None, None, np.ndarray]:
     """One episode in each copy of a GS that has been seeded; yields after each step, returns [N, B] float32.
 
+    Args:
+        act: as of `JointActor`; None where the GS has a controller.
+
     Raises:
-        FloatingPointError: an observation or a reward is not finite.
+        FloatingPointError: an observation or a reward is not finite, or an agent has no action.
     """
     everyone = range(domain.n_agents)
     observations = simulator.reset()
     check_finite(domain, "GlobalSimulator", everyone, observation=(observations[:, None], [-1]))
     total = 0.0
     for t in range(domain.horizon):
-        step = simulator.step(act(observations))
+        available = available_actions(domain, simulator)
+        if available is not None:
+            copies = range(available.shape[1])
+            check_available(domain, "GlobalSimulator", everyone, copies, available[:, None], [t - 1])
+        step = simulator.step(act(observations, available))
         observations, rewards = step.observations, step.rewards
         if not (all_finite(observations) and all_finite(rewards)):
             met_with = {"observation": (observations[:, None], [t]), "reward": (rewards[:, None], [t])}

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dials_mpi.learning.distributions import Categorical
 from dials_mpi.learning.networks import StackedNetwork
 from dials_mpi.learning.parameters import parameter_shapes
 from dials_mpi.learning.settings import PolicySettings
 from dials_mpi.simulators.interface import Domain
+from dials_mpi.simulators.noise import NoiseBuffer
 from dials_mpi.streams import torch_seed
 
 
@@ -65,6 +67,14 @@ class Policy:
 
     def initial_state(self, copies: int) -> Tensor | None:
         return self.network.initial_state(copies)
+
+    def noise(self, generators: Sequence[np.random.Generator], copies: int) -> NoiseBuffer:
+        """What sampled actions in B copies take, one stream per agent."""
+        return Categorical.noise(generators, copies, self.n_actions)
+
+    def distribution(self, logits: Tensor, available: Tensor | None = None) -> Categorical:
+        """Of the actions, for what `step` and `unroll` return; `available` as of `Categorical`."""
+        return Categorical(logits, available)
 
     def step(self, observations: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits [A, B, actions], values [A, B] and next memory, without gradients; observations [A, B, O] float32."""

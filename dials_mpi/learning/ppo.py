@@ -76,6 +76,7 @@ class PPO:
             sequences,
             (rollout.observations, rollout.actions, rollout.log_probabilities, rollout.values, advantages, returns),
         )
+        available = None if rollout.available is None else sequences(rollout.available)
         states = rollout.states.flatten(1, 2)
         keep = sequences(1.0 - starts.float()[None, :, None].expand(1, -1, rollout.rewards.shape[2]))[0]
 
@@ -92,9 +93,8 @@ class PPO:
                     states[:, batch] if states.shape[-1] else None,
                     None if kept.all() else kept.to(self.policy.device),
                 )
-                distribution = torch.log_softmax(logits, dim=-1)
-                log_probabilities = distribution.gather(-1, actions[:, :, batch].unsqueeze(-1)).squeeze(-1)
-                log_ratio = log_probabilities - old_log_probabilities[:, :, batch]
+                distribution = self.policy.distribution(logits, None if available is None else available[:, :, batch])
+                log_ratio = distribution.log_probability(actions[:, :, batch]) - old_log_probabilities[:, :, batch]
                 ratio = log_ratio.exp()
                 advantage = normalise(advantages_[:, :, batch])
                 unclipped = ratio * advantage
@@ -108,7 +108,7 @@ class PPO:
                     value_error = torch.max(value_error, (near - returns_[:, :, batch]).square())
                 value_loss = 0.5 * mean_per_agent(value_error)
 
-                entropy = -mean_per_agent((distribution.exp() * distribution).sum(dim=-1))
+                entropy = mean_per_agent(distribution.entropy())
 
                 losses = policy_loss + s.value_coefficient * value_loss - entropy_coefficient * entropy
                 self.policy.network.backward(losses.sum())  # a sum, so that agents do not share a learning rate

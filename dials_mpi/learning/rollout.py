@@ -11,9 +11,9 @@ from torch import Tensor
 from dials_mpi.learning.networks import as_features
 from dials_mpi.learning.policy import Policy, policy_of_all
 from dials_mpi.learning.settings import PPOSettings
+from dials_mpi.simulators.actions import available_actions
 from dials_mpi.simulators.interface import Domain, GlobalSimulator, Step
-from dials_mpi.simulators.noise import NoiseBuffer, gumbel
-from dials_mpi.simulators.values import all_finite, check_finite
+from dials_mpi.simulators.values import all_finite, check_available, check_finite
 
 
 class SteppedByActions(Protocol):
@@ -22,6 +22,8 @@ class SteppedByActions(Protocol):
     def reset(self) -> np.ndarray: ...
 
     def step(self, actions: np.ndarray) -> Step: ...
+
+    def available_actions(self) -> np.ndarray: ...
 
 
 @dataclass
@@ -42,6 +44,21 @@ class Rollout:
     """[A, T, B] float32, unscaled."""
     states: Tensor
     """[A, T / L, B, H] float32, the policy's memory before every L-th step (L: sequence length); H = 0 without one."""
+    available: Tensor | None = None
+    """[A, T, B, actions] bool, those that the agent had; None in domains that mask none."""
+
+    @classmethod
+    def of_domain(
+        cls,
+        domain: Domain,
+        n_agents: int,
+        settings: PPOSettings,
+        state_size: int,
+        device: torch.device | str = "cpu",
+    ) -> "Rollout":
+        """`empty`, with what the domain needs."""
+        masked = domain.n_actions if domain.masks_actions else 0
+        return cls.empty(n_agents, settings, domain.observation_size, state_size, device, masked)
 
     @classmethod
     def empty(
@@ -51,8 +68,13 @@ class Rollout:
         observation_size: int,
         state_size: int,
         device: torch.device | str = "cpu",
+        masked: int = 0,
     ) -> "Rollout":
-        """Arrays to be filled in, with T, B and L from the settings and H = `state_size`."""
+        """Arrays to be filled in, with T, B and L from the settings and H = `state_size`.
+
+        Args:
+            masked: number of actions that are masked; 0: they are not.
+        """
         length, copies = settings.rollout_length, settings.copies
 
         def floats(*shape):
@@ -66,15 +88,20 @@ class Rollout:
             next_values=floats(length, copies),
             rewards=floats(length, copies),
             states=floats(length // settings.sequence_length, copies, state_size),
+            available=floats(length, copies, masked).bool() if masked else None,
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The fields of a rollout on the CPU by name, as numpy arrays that share memory with them."""
-        return {field.name: getattr(self, field.name).numpy() for field in fields(self)}
+        return {name: tensor.numpy() for name, tensor in self._tensors().items()}
 
     def to(self, device: torch.device | str) -> "Rollout":
         """The same on another device; itself if it is there already."""
-        return Rollout(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return Rollout(**{name: tensor.to(device) for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 class Actor:
@@ -104,7 +131,7 @@ class Actor:
         Args:
             generators: one stream per agent, for its actions.
         """
-        self._noise = NoiseBuffer(generators, (self._copies, self._policy.n_actions), gumbel)
+        self._noise = self._policy.noise(generators, self._copies)
         self._new_episode()
 
     @property
@@ -117,7 +144,7 @@ class Actor:
         """Takes T steps and fills `into`, going on where the last call stopped.
 
         Raises:
-            FloatingPointError: an observation or a reward is not finite.
+            FloatingPointError: an observation or a reward is not finite, or an agent has no action.
         """
         length, first_step = into.rewards.shape[1], self._elapsed
         logits = into.rewards.new_empty(*into.rewards.shape, self._policy.n_actions)
@@ -125,16 +152,20 @@ class Actor:
         for t in range(length):
             with self._clock("act"):
                 into.observations[:, t] = torch.from_numpy(self._observations)
+                available = None
+                if into.available is not None:
+                    available = into.available[:, t]
+                    available[:] = torch.from_numpy(self._available)
                 if t % sequence_length == 0 and self._state is not None:
                     into.states[:, t // sequence_length] = self._state
                 logits[:, t], into.values[:, t], self._state = self._policy.step(into.observations[:, t], self._state)
-                into.actions[:, t] = sample(logits[:, t], self._noise)
+                into.actions[:, t] = self._policy.distribution(logits[:, t], available).sample(self._noise)
                 actions = into.actions[:, t].cpu().numpy()
             with self._clock("simulate"):
                 step = self._simulator.step(actions)
-                self._observations = step.observations
                 into.rewards[:, t] = torch.from_numpy(step.rewards)
                 self._elapsed += 1
+                self._look(step.observations)
             if self._elapsed == self._domain.horizon:
                 ends.append((t, self._value_now()))
                 with self._clock("simulate"):
@@ -151,7 +182,7 @@ class Actor:
             into.next_values[:, -1] = self._value_now()
             for t, value in ends:
                 into.next_values[:, t] = value
-            into.log_probabilities[:] = log_probability(logits, into.actions)
+            into.log_probabilities[:] = self._policy.distribution(logits, into.available).log_probability(into.actions)
 
     def _check_finite(self, rollout: Rollout, first_step: int, length: int) -> None:
         """Names what is not finite of `length` steps of a rollout, and of the observations after them."""
@@ -159,16 +190,28 @@ class Actor:
         steps = (first_step + np.arange(length)) % self._domain.horizon
         check_finite(
             self._domain,
-            "GlobalSimulator" if isinstance(self._simulator, GlobalSimulator) else "LocalSimulator",
+            self._kind,
             self._policy.agents,
             observation=(np.concatenate([kept, self._observations[:, None]], axis=1), [*steps - 1, self._elapsed - 1]),
             reward=(rollout.rewards[:, :length].cpu().numpy(), steps),
         )
 
+    @property
+    def _kind(self) -> str:
+        return "GlobalSimulator" if isinstance(self._simulator, GlobalSimulator) else "LocalSimulator"
+
     def _new_episode(self) -> None:
-        self._observations = self._simulator.reset()
-        self._state = self._policy.initial_state(self._copies)
         self._elapsed = 0
+        self._look(self._simulator.reset())
+        self._state = self._policy.initial_state(self._copies)
+
+    def _look(self, observations: np.ndarray) -> None:
+        """At what a reset or a step has come to."""
+        self._observations = observations
+        self._available = available_actions(self._domain, self._simulator)
+        if self._available is not None:
+            now, copies = [self._elapsed - 1], range(self._copies)
+            check_available(self._domain, self._kind, self._policy.agents, copies, self._available[:, None], now)
 
     def _value_now(self) -> Tensor:
         return self._policy.step(as_features(self._observations, self._policy.device), self._state)[1]
@@ -185,8 +228,12 @@ class JointActor(Protocol):
             generators: a stream for each agent, for its actions.
         """
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        """Actions [N, B] for observations [N, B, O]; called once per step."""
+    def act(self, observations: np.ndarray, available: np.ndarray | None = None) -> np.ndarray:
+        """Actions [N, B] for observations [N, B, O]; called once per step.
+
+        Args:
+            available: [N, B, actions] bool, those that may be taken; None: all.
+        """
 
 
 class Player:
@@ -197,25 +244,17 @@ class Player:
 
     def start(self, copies: int, generators: Sequence[np.random.Generator]) -> None:
         """As of `JointActor`; memories are wiped."""
-        self._noise = NoiseBuffer(generators, (copies, self._policy.n_actions), gumbel)
+        self._noise = self._policy.noise(generators, copies)
         self._state = self._policy.initial_state(copies)
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
+    def act(self, observations: np.ndarray, available: np.ndarray | None = None) -> np.ndarray:
         """As of `JointActor`."""
-        logits, _, self._state = self._policy.step(as_features(observations, self._policy.device), self._state)
-        return sample(logits, self._noise).cpu().numpy()
+        policy = self._policy
+        logits, _, self._state = policy.step(as_features(observations, policy.device), self._state)
+        may = None if available is None else torch.from_numpy(available).to(policy.device)
+        return policy.distribution(logits, may).sample(self._noise).cpu().numpy()
 
 
 def independent_players(configuration, domain: Domain, rows: Mapping[str, np.ndarray]) -> Player:
     """The `JointActor` of methods whose owners publish a `policy` for each agent, with the section of that name."""
     return Player(policy_of_all(configuration.policy, domain, rows["policy"]))
-
-
-def sample(logits: Tensor, noise: NoiseBuffer) -> Tensor:
-    """Actions ~ softmax(logits) by the Gumbel-max trick, each agent's from its own stream; logits [A, B, actions]."""
-    return (logits + torch.from_numpy(noise.next()).to(logits.device)).argmax(dim=-1)
-
-
-def log_probability(logits: Tensor, actions: Tensor) -> Tensor:
-    """log softmax(logits) at `actions`; logits [..., actions], actions [...]."""
-    return torch.log_softmax(logits, dim=-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)

@@ -266,7 +266,7 @@ def _block(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
     agents = range(size)
     begin = time.perf_counter()
     policy = Policy(agents, domain.observation_size, domain.n_actions, c.policy, c.seed)
-    rollout = Rollout.empty(size, c.ppo, domain.observation_size, c.policy.recurrent_size)
+    rollout = Rollout.of_domain(domain, size, c.ppo, c.policy.recurrent_size)
     found = {"rollout_bytes": sum(array.nbytes for array in rollout.arrays().values()) // size}
     permutations = stream(c.seed, "predictor/minibatches")
     if c.method.learns_on_gs:
@@ -347,7 +347,7 @@ def _joint(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
             actor = Actor(policy, simulator, c.ppo.copies, domain, Clock())
             simulator.seed(streams(c.seed, "train/simulator", range(c.ppo.copies)))
             actor.start(streams(c.seed, "train/actions", range(size)))
-            rollout = Rollout.empty(size, c.ppo, domain.observation_size, c.policy.recurrent_size)
+            rollout = Rollout.of_domain(domain, size, c.ppo, c.policy.recurrent_size)
             found["act"] = _seconds(lambda: actor.collect(rollout, c.ppo.sequence_length))
     return found, 0.0
 

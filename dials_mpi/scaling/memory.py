@@ -94,8 +94,9 @@ def _network(inputs: int, settings: NetworkSettings, outputs: int) -> float:
 
 
 def _rollout(c: Configuration, domain: Domain) -> float:
-    """MiB of an agent's `Rollout`: observations, four numbers and an action of eight bytes per step, memories."""
+    """MiB of an agent's `Rollout`: observations, per step four numbers, an action of eight bytes, masks; memories."""
     s = c.ppo
-    steps = s.rollout_steps * (_FLOAT * (domain.observation_size + 4) + 8)
+    masks = domain.n_actions if domain.masks_actions else 0
+    steps = s.rollout_steps * (_FLOAT * (domain.observation_size + 4) + 8 + masks)
     memories = s.rollout_length // s.sequence_length * s.copies * c.policy.recurrent_size * _FLOAT
     return (steps + memories) / MIB

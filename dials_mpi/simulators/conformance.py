@@ -8,15 +8,16 @@ from typing import NoReturn
 import numpy as np
 
 from dials_mpi.errors import UserError
-from dials_mpi.simulators.interface import Domain, Step
+from dials_mpi.simulators.actions import available_actions, first_actions, random_actions
+from dials_mpi.simulators.interface import Domain, Simulator, Step
 from dials_mpi.simulators.replay import Replay, disagreement, replay
-from dials_mpi.simulators.values import earliest, place
+from dials_mpi.simulators.values import check_available, earliest, place
 
 _COPIES = 3
 _STEPS = 12
 _REPLAYED_STEPS = 100
 _MOST_REPLAYED_COPIES = 10
-_MET_WITH = ("local state", "observation", "reward")
+_MET_WITH = ("local state", "observation", "reward", "available action")
 """In the order of `replay.Episode`."""
 _REMEDY = (
     "influence_sources must be the u_t of the last step, local_states x_t as it is now, and LocalSimulator must act on "
@@ -131,50 +132,65 @@ def _check_global(domain: Domain, steps: int) -> None:
 def _play_global(
     domain: Domain, controller: str | None, copies: list[int], steps: int, warm_up: int = 0
 ) -> list[np.ndarray]:
-    """Observations, rewards, influence sources, local states and ends of some steps, each [N, steps, B, …]."""
+    """Observations, rewards, ends, influence sources, local states and masks of some steps, each [N, steps, B, …]."""
     n, b = domain.n_agents, len(copies)
     at = _Checks(domain, "GlobalSimulator", range(n), copies)
     generators = [np.random.default_rng(100 + copy) for copy in copies]
-    seen = [[] for _ in range(5)]
+    seen = [[] for _ in range(6)]
     with domain.global_simulator(b, controller) as simulator:
-        _warm_up(simulator, b, warm_up, lambda: simulator.step(None if controller else np.zeros((n, b), np.int64)))
+
+        def first() -> np.ndarray | None:
+            return None if controller else first_actions(domain, (n, b), available_actions(domain, simulator))
+
+        _warm_up(simulator, b, warm_up, lambda: simulator.step(first()))
         simulator.seed([np.random.default_rng(copy) for copy in copies])
         at.observations(simulator.reset(), -1)
+        masks = at.available(simulator, -1)
         if domain.influence:
             at.local_states(simulator)
             at.draws(simulator)
         for t in range(steps):
-            actions = np.stack([g.integers(domain.n_actions, size=n) for g in generators], axis=1)
+            drawn = [random_actions(domain, g, (n,), masks[:, i]) for i, g in enumerate(generators)]
+            actions = np.stack(drawn, axis=1)
             step = simulator.step(None if controller else actions)
             at.step(step, t)
             seen[0].append(step.observations.copy())
             seen[1].append(step.rewards.copy())
-            seen[4].append(at.terminated(step).copy())
+            seen[2].append(at.terminated(step).copy())
             if domain.influence:
-                seen[2].append(at.influence_sources(simulator).copy())
-                seen[3].append(at.local_states(simulator).copy())
+                seen[3].append(at.influence_sources(simulator).copy())
+                seen[4].append(at.local_states(simulator).copy())
                 at.draws(simulator)
+            masks = at.available(simulator, t)
+            seen[5].append(masks.copy())
     return [np.stack(arrays, axis=1) for arrays in seen if arrays]
 
 
 def _play_local(domain: Domain, agents: list[int], copies: int, steps: int, warm_up: int = 0) -> list[np.ndarray]:
-    """Observations, rewards, local states and ends of some steps, each [A, steps, B, …]."""
+    """Observations, rewards, local states, ends and masks of some steps, each [A, steps, B, …]."""
     a, influence = len(agents), domain.influence
     at = _Checks(domain, "LocalSimulator", agents, range(copies))
     generators = [np.random.default_rng(100 + agent) for agent in agents]
-    seen = [[] for _ in range(4)]
+    seen = [[] for _ in range(5)]
     with domain.local_simulator(agents, copies) as simulator:
-        no_actions, no_sources = np.zeros((a, copies), np.int64), np.zeros((a, copies, influence.sources), np.uint8)
-        _warm_up(simulator, a, warm_up, lambda: simulator.step(no_actions, no_sources))
+        no_sources = np.zeros((a, copies, influence.sources), np.uint8)
+
+        def first() -> np.ndarray:
+            return first_actions(domain, (a, copies), available_actions(domain, simulator))
+
+        _warm_up(simulator, a, warm_up, lambda: simulator.step(first(), no_sources))
         simulator.seed([np.random.default_rng(agent) for agent in agents])
         at.observations(simulator.reset(), -1)
         at.local_states(simulator)
+        masks = at.available(simulator, -1)
         for t in range(steps):
-            actions = np.stack([g.integers(domain.n_actions, size=copies) for g in generators])
+            drawn = [random_actions(domain, g, (copies,), masks[row]) for row, g in enumerate(generators)]
+            actions = np.stack(drawn)
             sources = np.stack([g.integers(influence.classes, size=no_sources.shape[1:]) for g in generators])
             step = simulator.step(actions, sources.astype(np.uint8))
             at.step(step, t)
-            arrays = step.observations, step.rewards, at.local_states(simulator), at.terminated(step)
+            masks = at.available(simulator, t)
+            arrays = step.observations, step.rewards, at.local_states(simulator), at.terminated(step), masks
             for kept, array in zip(seen, arrays, strict=True):
                 kept.append(array.copy())
     return [np.stack(arrays, axis=1) for arrays in seen]
@@ -186,9 +202,12 @@ def _check_replay(domain: Domain) -> None:
     # Of short episodes more: what approximates is judged by means over all of them.
     copies = min(_MOST_REPLAYED_COPIES, max(_COPIES, _COPIES * _REPLAYED_STEPS // steps))
     generator = np.random.default_rng(0)
-    shape = (domain.n_agents, copies)
+
+    def act(_, available: np.ndarray | None) -> np.ndarray:
+        return random_actions(domain, generator, (domain.n_agents, copies), available)
+
     try:
-        replayed = replay(domain, copies, lambda _: generator.integers(domain.n_actions, size=shape), steps=steps)
+        replayed = replay(domain, copies, act, steps=steps)
     except NotImplementedError as error:
         raise UserError(f"domain {domain.name}: {error}") from error
     for simulator, episode in zip(("GlobalSimulator", "LocalSimulator"), replayed, strict=True):
@@ -201,6 +220,8 @@ def _check_replay(domain: Domain) -> None:
 def _check_agreement(domain: Domain, replayed: Replay) -> None:
     first, often, most = None, [], 0.0
     for what, recorded, relived in zip(_MET_WITH, *replayed, strict=True):
+        if recorded is None:
+            continue
         apart = disagreement(recorded, relived)
         most = max(most, apart.max())
         differs = recorded != relived
@@ -281,6 +302,18 @@ class _Checks:
         what = "reset: observations" if t < 0 else "step: observations"
         self._expect(what, observations, (self._domain.observation_size,), None)
         self.values("observation", observations[:, None], [t], self._domain.observation_range)
+
+    def available(self, simulator: Simulator, t: int) -> np.ndarray:
+        """[A, B, n_actions] bool after step `t`; -1: after a reset."""
+        try:
+            available = available_actions(self._domain, simulator)
+            if available is None:
+                return np.ones((*self._size, self._domain.n_actions), bool)
+            self._expect("available_actions", available, (self._domain.n_actions,), bool)
+            check_available(self._domain, self._simulator, self._agents, self._copies, available[:, None], [t])
+        except (NotImplementedError, FloatingPointError) as error:
+            raise UserError(str(error)) from error
+        return available
 
     def local_states(self, simulator) -> np.ndarray:
         local_states = simulator.local_states()

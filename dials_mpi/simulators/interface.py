@@ -90,6 +90,13 @@ class Simulator(ABC):
     def reset(self) -> np.ndarray:
         """Starts a new episode in all copies; returns observations [A, B, O]. Nothing of the last episode is left."""
 
+    def available_actions(self) -> np.ndarray:
+        """[A, B, n_actions] bool, which actions each agent may take now, at least one; of absorbed agents, too.
+
+        Asked for after `reset` and after each `step`, and only where the domain says that it `masks_actions`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} lacks available_actions, but its domain masks_actions")
+
     def close(self) -> None:  # noqa: B027 - most simulators have nothing to give back
         """Gives back processes, sockets and files. Harmless when called twice."""
 
@@ -108,7 +115,7 @@ class GlobalSimulator(Simulator):
         """Advances all copies by one step.
 
         Args:
-            actions: [N, B] integers in 0 … n_actions-1, or None where a hand-coded controller acts.
+            actions: [N, B] integers in 0 … n_actions-1, available ones, or None where a hand-coded controller acts.
         """
 
     def actions(self) -> np.ndarray:
@@ -173,6 +180,10 @@ class Domain(ABC):
 
     observation_range: ClassVar[tuple[float, float]] = (-float("inf"), float("inf"))
     """Bounds of all entries of an observation, for people who use the simulators with other learners."""
+
+    masks_actions: ClassVar[bool] = False
+    """Whether agents may at times not take some of the actions. Simulators then have `available_actions`; nobody
+    chooses others, and they need not be ready for that."""
 
     absorbing_reward: float = 0.0
     """c, what an agent whose episode was over before a step gets at that step, and at every one until the horizon.

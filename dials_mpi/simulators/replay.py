@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dials_mpi.simulators.actions import available_actions
 from dials_mpi.simulators.interface import Domain, GlobalSimulator, LocalSimulator, Step
 
 
@@ -17,6 +18,8 @@ class Episode(NamedTuple):
     """[N, T + 1, B, O], any real dtype."""
     rewards: np.ndarray
     """[N, T, B] float32."""
+    available: np.ndarray | None
+    """[N, T + 1, B, actions] bool; None in domains that mask none."""
 
 
 class Replay(NamedTuple):
@@ -27,7 +30,11 @@ class Replay(NamedTuple):
 
 
 def replay(
-    domain: Domain, copies: int, act: Callable[[np.ndarray], np.ndarray], seed: int = 0, steps: int | None = None
+    domain: Domain,
+    copies: int,
+    act: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
+    seed: int = 0,
+    steps: int | None = None,
 ) -> Replay:
     """Plays an episode on the GS, then its actions, recorded influence sources and draws on the LS.
 
@@ -35,7 +42,7 @@ def replay(
 
     Args:
         copies: B.
-        act: observations [N, B, O] → actions [N, B], called once per step.
+        act: as of `JointActor`, called once per step.
         seed: of both simulators' streams, which are different ones.
         steps: T, the first steps of the episode; None: all of it.
 
@@ -45,17 +52,18 @@ def replay(
     everyone = range(domain.n_agents)
     actions, sources = [], []
     with domain.global_simulator(copies) as gs:
-        recorded = _Recorder(gs)
+        recorded = _Recorder(domain, gs)
         gs.seed([np.random.default_rng((seed, 0, copy)) for copy in range(copies)])
         recorded.start(gs.reset())
         draws = [_kept(gs.draws())]
         for _ in range(steps or domain.horizon):
-            actions.append(act(recorded.observations[-1]))
+            available = recorded.available[-1] if domain.masks_actions else None
+            actions.append(act(recorded.observations[-1], available))
             recorded.add(gs.step(actions[-1]))
             sources.append(gs.influence_sources().copy())
             draws.append(_kept(gs.draws()))
     with domain.local_simulator(everyone, copies) as ls:
-        replayed = _Recorder(ls)
+        replayed = _Recorder(domain, ls)
         ls.seed([np.random.default_rng((seed, 1, agent)) for agent in everyone])
         _hand_over(draws[0], ls)
         replayed.start(ls.reset())
@@ -77,22 +85,28 @@ def disagreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 class _Recorder:
     """Writes down an episode of a simulator, step by step."""
 
-    def __init__(self, simulator: GlobalSimulator | LocalSimulator):
+    def __init__(self, domain: Domain, simulator: GlobalSimulator | LocalSimulator):
+        self._domain = domain
         self._simulator = simulator
         self.local_states: list[np.ndarray] = []
         self.observations: list[np.ndarray] = []
         self.rewards: list[np.ndarray] = []
+        self.available: list[np.ndarray] = []
 
     def start(self, observations: np.ndarray) -> None:
         self.observations.append(observations.copy())
         self.local_states.append(self._simulator.local_states().copy())
+        available = available_actions(self._domain, self._simulator)
+        if available is not None:
+            self.available.append(available.copy())
 
     def add(self, step: Step) -> None:
         self.start(step.observations)
         self.rewards.append(step.rewards.copy())
 
     def episode(self) -> Episode:
-        return Episode(*(np.stack(rows, axis=1) for rows in (self.local_states, self.observations, self.rewards)))
+        met_with = self.local_states, self.observations, self.rewards, self.available
+        return Episode(*(np.stack(rows, axis=1) if rows else None for rows in met_with))
 
 
 def _kept(draws: np.ndarray | None) -> np.ndarray | None:

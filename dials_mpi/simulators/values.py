@@ -22,6 +22,29 @@ def all_finite(values: np.ndarray) -> bool:
     return values.dtype.kind in "biu" or bool(np.isfinite(values).all())
 
 
+def check_available(
+    domain: Domain,
+    simulator: str,
+    agents: Sequence[int],
+    copies: Sequence[int],
+    available: np.ndarray,
+    steps: Sequence[int],
+) -> None:
+    """Raises FloatingPointError that names the first agent without an action.
+
+    Args:
+        simulator, agents: as of `check_finite`.
+        copies: B numbers.
+        available: [A, T, B, actions] bool.
+        steps: after which of an episode, T of them; -1: after a reset.
+    """
+    lacking = ~available.any(axis=-1)
+    if lacking.any():
+        row, t, column = earliest(lacking)
+        where = place(steps[t], agents[row], copies[column])
+        raise FloatingPointError(f"domain {domain.name}: {simulator}.available_actions: none at {where}")
+
+
 def check_finite(
     domain: Domain, simulator: str, agents: Sequence[int], **met_with: tuple[np.ndarray, Sequence[int]]
 ) -> None:

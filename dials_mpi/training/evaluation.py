@@ -12,6 +12,7 @@ from dials_mpi.learning.episodes import JointEpisodes, batches_of, episode_by_st
 from dials_mpi.learning.policy import Policy, policy_of_all
 from dials_mpi.learning.rollout import JointActor
 from dials_mpi.runs.policies import policies_of_run
+from dials_mpi.simulators.actions import random_actions
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.stepwise import finish
 from dials_mpi.streams import streams
@@ -94,8 +95,8 @@ def evaluate_controller(
     for members in batches_of(episodes, copies or episodes):
         shape = (domain.n_agents, len(members))
 
-        def act(_, shape=shape):
-            return None if controller else generator.integers(domain.n_actions, size=shape)
+        def act(_, available, shape=shape):
+            return None if controller else random_actions(domain, generator, shape, available)
 
         parts.append(play_controller(domain, controller, members, seed, act, tick))
     return Returns(np.concatenate(parts, axis=1))
@@ -106,7 +107,7 @@ def play_controller(
     controller: str | None,
     members: range,
     seed: int,
-    act: Callable[[np.ndarray], np.ndarray | None] = lambda observations: None,
+    act: Callable[[np.ndarray, np.ndarray | None], np.ndarray | None] = lambda observations, available: None,
     tick: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """The episodes `members` of `evaluate_controller`, side by side; returns [N, B] float32."""
