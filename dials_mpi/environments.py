@@ -44,8 +44,15 @@ def _integer(name: str, value: Any) -> int:
     return int(value)
 
 
-def _action(name: str, value: Any, n_actions: int, available: np.ndarray | None) -> int:
-    """The action as an int; ValueError for one that is not in the space or, as [n_actions] bool says, not available."""
+def _action(name: str, value: Any, domain: Domain, available: np.ndarray | None) -> int | np.ndarray:
+    """The action as an int, or [C] float32; ValueError for one that is not in the space or not available.
+
+    Args:
+        available: [n_actions] bool; None: all are.
+    """
+    if domain.action_size:
+        return _continuous(name, value, domain)
+    n_actions = domain.n_actions
     try:
         action = operator.index(value)
     except TypeError:
@@ -55,6 +62,18 @@ def _action(name: str, value: Any, n_actions: int, available: np.ndarray | None)
     if available is not None and not available[action]:
         others = ", ".join(map(str, np.flatnonzero(available)))
         raise ValueError(f"{name}: {value!r} is not available now; there is {others}")
+    return action
+
+
+def _continuous(name: str, value: Any, domain: Domain) -> np.ndarray:
+    size, (low, high) = domain.action_size, domain.action_range
+    try:
+        action = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        action = np.empty(0, np.float32)
+    if action.shape != (size,) or not ((action >= low) & (action <= high)).all():
+        shown = value.tolist() if isinstance(value, np.ndarray) else value
+        raise ValueError(f"{name}: {shown!r} is not {size} number{'s' * (size > 1)} from {low:g} to {high:g}")
     return action
 
 
@@ -68,9 +87,12 @@ def _check_going_on(elapsed: int | None) -> None:
         raise ResetNeeded("no episode is going on: call reset() before the first step and after an episode's last")
 
 
-def _spaces(domain: Domain) -> tuple[spaces.Box, spaces.Discrete]:
-    low, high = domain.observation_range
-    return spaces.Box(low, high, (domain.observation_size,), np.float32), spaces.Discrete(domain.n_actions)
+def _spaces(domain: Domain) -> tuple[spaces.Box, spaces.Discrete | spaces.Box]:
+    """Of an agent's observations and actions."""
+    observations = spaces.Box(*domain.observation_range, (domain.observation_size,), np.float32)
+    if domain.action_size:
+        return observations, spaces.Box(*domain.action_range, (domain.action_size,), np.float32)
+    return observations, spaces.Discrete(domain.n_actions)
 
 
 def _picture(domain: Domain, simulator: Simulator) -> np.ndarray:
@@ -121,15 +143,14 @@ class GlobalEnvironment(ParallelEnv):
         self._simulator = self._domain.global_simulator(1)
         self.possible_agents = [f"agent_{i}" for i in range(self._domain.n_agents)]
         self.agents = []
-        box, discrete = _spaces(self._domain)
-        self._spaces = {agent: (box, spaces.Discrete(discrete.n)) for agent in self.possible_agents}
+        self._spaces = {agent: _spaces(self._domain) for agent in self.possible_agents}
         self._seeded = False
         self._elapsed: int | None = None
 
     def observation_space(self, agent: str) -> spaces.Box:
         return self._spaces[agent][0]
 
-    def action_space(self, agent: str) -> spaces.Discrete:
+    def action_space(self, agent: str) -> spaces.Discrete | spaces.Box:
         return self._spaces[agent][1]
 
     def reset(self, seed: int | None = None, options: dict | None = None):
@@ -141,7 +162,7 @@ class GlobalEnvironment(ParallelEnv):
         self._elapsed = 0
         return self._by_agent(self._simulator.reset()[:, 0].astype(np.float32)), self._infos()
 
-    def step(self, actions: Mapping[str, int]):
+    def step(self, actions: Mapping[str, Any]):
         """One step of all agents; returns observations, rewards, terminations, truncations and infos by agent."""
         _check_going_on(self._elapsed)
         step = self._simulator.step(self._joint(actions))
@@ -164,8 +185,8 @@ class GlobalEnvironment(ParallelEnv):
     def close(self) -> None:
         self._simulator.close()
 
-    def _joint(self, actions: Mapping[str, int]) -> np.ndarray:
-        """[N, 1] int64."""
+    def _joint(self, actions: Mapping[str, Any]) -> np.ndarray:
+        """[N, 1] int64, or [N, 1, C] float32."""
         if not isinstance(actions, Mapping):
             raise ValueError(f"actions: {actions!r} is no mapping of agents to actions")
         for agent in actions:
@@ -175,10 +196,9 @@ class GlobalEnvironment(ParallelEnv):
                 )
         if missing := [agent for agent in self.possible_agents if agent not in actions]:
             raise ValueError(f"actions: none for {', '.join(missing)}; give one for every agent")
-        n_actions = self._domain.n_actions
         return np.array(
             [
-                [_action(f"actions: {name}", actions[name], n_actions, available)]
+                [_action(f"actions: {name}", actions[name], self._domain, available)]
                 for name, available in zip(self.possible_agents, self._available, strict=True)
             ]
         )
@@ -250,12 +270,12 @@ class LocalEnvironment(gymnasium.Env):
         self._elapsed = 0
         return self._simulator.reset()[0, 0].astype(np.float32), self._info()
 
-    def step(self, action: int):
+    def step(self, action: int | np.ndarray):
         """One step; `info["influence_sources"]` are the u_t that acted."""
         _check_going_on(self._elapsed)
-        action = _action("action", action, self._domain.n_actions, self._available)
+        action = np.array(_action("action", action, self._domain, self._available))
         sources = self._sources()
-        step = self._simulator.step(np.array([[action]], np.int64), sources[None, None])
+        step = self._simulator.step(action[None, None], sources[None, None])
         self._elapsed += 1
         truncated = self._elapsed == self._domain.horizon
         if truncated:

@@ -95,7 +95,7 @@ def _changes(arguments: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _check_same_sizes(trained: Domain, other: Domain) -> None:
-    for attribute in ("observation_size", "n_actions"):
+    for attribute in ("observation_size", "n_actions", "action_size"):
         before, now = getattr(trained, attribute), getattr(other, attribute)
         if before != now:
             raise UserError(

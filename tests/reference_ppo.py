@@ -87,6 +87,10 @@ def categorical(logits, available):
     return torch.distributions.Categorical(probabilities / probabilities.sum(-1, keepdim=True), validate_args=False)
 
 
+def gaussian(means, log_deviation):
+    return torch.distributions.Independent(torch.distributions.Normal(means, log_deviation.exp()), 1)
+
+
 def advantages_of(rewards, values, next_values, s, horizon, first_step):
     """[T, B]: the sum over later δ, weighted by (γλ)^k, up to the end of the episode."""
     result = torch.zeros_like(rewards)
@@ -118,7 +122,7 @@ def update_together(agent: Agent, rollouts: list, s, horizon, first_step, progre
     prepared = []
     for rollout in rollouts:
         r = {
-            name: torch.tensor(x, dtype=torch.int64 if name == "actions" else torch.float64)
+            name: torch.tensor(x, dtype=torch.int64 if x.dtype == np.int64 else torch.float64)
             for name, x in rollout.items()
         }
         rewards = s.reward_scale * r["rewards"]
@@ -141,7 +145,10 @@ def update_together(agent: Agent, rollouts: list, s, horizon, first_step, progre
             logits.append(outputs[:, :-1])
             values.append(outputs[:, -1])
         t = torch.stack(steps)
-        distribution = categorical(torch.stack(logits), r["available"][t, copy] if "available" in r else None)
+        if "log_deviation" in agent.weights:
+            distribution = gaussian(torch.stack(logits), agent.weights["log_deviation"])
+        else:
+            distribution = categorical(torch.stack(logits), r["available"][t, copy] if "available" in r else None)
         values = torch.stack(values)
         log_ratio = distribution.log_prob(r["actions"][t, copy]) - r["log_probabilities"][t, copy]
         ratio, advantage = log_ratio.exp(), normalised(advantages[t, copy])

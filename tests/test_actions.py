@@ -1,18 +1,25 @@
-"""What agents may do: actions that are not always available."""
+"""What agents may do: actions that are not always available, and continuous ones."""
 
 import json
 import warnings
 
+import h5py
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from aim import Aim, AimGlobalSimulator, AimLocalSimulator, target
 from conftest import tool
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
 from menu import DELICACY, Menu, MenuGlobalSimulator, MenuLocalSimulator
-from pettingzoo.test import parallel_seed_test
+from pettingzoo.test import parallel_api_test, parallel_seed_test
+from test_command_line import one_line
 
 from dials_mpi.environments import GlobalEnvironment, LocalEnvironment
 from dials_mpi.errors import UserError
-from dials_mpi.learning.distributions import Categorical
+from dials_mpi.influence.dataset import read_rounds
+from dials_mpi.learning.distributions import Categorical, Continuous, Discrete, Gaussian, actions_of
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Player, Rollout
@@ -22,6 +29,7 @@ from dials_mpi.runs.metrics import read_metrics
 from dials_mpi.simulators.actions import random_actions
 from dials_mpi.simulators.conformance import check_domain
 from dials_mpi.simulators.interface import DomainSettings
+from dials_mpi.simulators.registry import make_domain
 from dials_mpi.streams import stream, streams
 from dials_mpi.training.evaluation import evaluate_actor, evaluate_controller
 
@@ -38,7 +46,7 @@ DIALS = ["--set=dataset.steps=200", "--set=predictor.interval=400", "--set=predi
 def learning(domain, updates, settings=SETTINGS, policy_settings=None):
     """Rollouts of the GS before anything is learned and at the end, and the policies then."""
     policy_settings = policy_settings or PolicySettings(hidden_sizes=(16,))
-    policy = Policy(range(domain.n_agents), domain.observation_size, domain.n_actions, policy_settings, 0)
+    policy = Policy(range(domain.n_agents), domain.observation_size, actions_of(domain), policy_settings, 0)
     simulator = domain.global_simulator(settings.copies)
     simulator.seed(streams(0, "train/simulator", range(settings.copies)))
     actor = Actor(policy, simulator, settings.copies, domain, Clock())
@@ -57,7 +65,7 @@ def test_of_the_available_actions_samples_follow_the_policy_and_the_others_have_
     logits = torch.tensor([[1.0, 0.0, 9.0, -1.0]]).expand(1, 20000, 4)
     available = torch.tensor([True, True, False, True]).expand_as(logits)
     distribution = Categorical(logits, available)
-    sampled = distribution.sample(Categorical.noise(streams(0, "train/actions", [0]), 20000, 4))[0]
+    sampled = distribution.sample(Discrete(4).noise(streams(0, "train/actions", [0]), 20000))[0]
     expected = torch.softmax(torch.tensor([1.0, 0.0, -1.0]), 0)
     share = torch.bincount(sampled, minlength=4) / 20000
     assert share[2] == 0
@@ -70,7 +78,7 @@ def test_an_agent_with_one_action_takes_it_and_learns_nothing_of_it():
     logits = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     only = torch.zeros(2, 5, 3, dtype=torch.bool).scatter_(-1, torch.tensor([[[1]], [[2]]]).expand(2, 5, 1), True)
     distribution = Categorical(logits, only)
-    actions = distribution.sample(Categorical.noise(streams(0, "train/actions", [0, 1]), 5, 3))
+    actions = distribution.sample(Discrete(3).noise(streams(0, "train/actions", [0, 1]), 5))
     assert actions.tolist() == [[1] * 5, [2] * 5]
     (distribution.log_probability(actions) + distribution.entropy()).sum().backward()
     assert not distribution.entropy().any()
@@ -283,3 +291,202 @@ def test_a_local_environment_tells_and_refuses_as_well():
     assert seen == {0, 1}
     environment = LocalEnvironment("ring:Ring", 3)
     assert environment.reset(seed=0)[1] == {}
+
+
+def gaussian(mean, log_deviation):
+    return Gaussian(torch.tensor(mean), torch.tensor(log_deviation).reshape(len(mean), 1, -1))
+
+
+def test_continuous_samples_follow_the_policy_and_are_clipped_only_for_the_simulator():
+    actions = Continuous(2, -1, 1)
+    distribution = gaussian([[[0.5, -2.0]] * 20000], [[-1.0, 0.5]])
+    sampled = distribution.sample(actions.noise(streams(0, "train/actions", [0]), 20000))
+    torch.testing.assert_close(sampled.mean(dim=1), torch.tensor([[0.5, -2.0]]), atol=0.03, rtol=0)
+    torch.testing.assert_close(sampled.std(dim=1).log(), torch.tensor([[-1.0, 0.5]]), atol=0.02, rtol=0)
+    true = torch.distributions.Normal(torch.tensor([0.5, -2.0]), torch.tensor([-1.0, 0.5]).exp())
+    torch.testing.assert_close(distribution.log_probability(sampled), true.log_prob(sampled).sum(-1))
+    torch.testing.assert_close(distribution.entropy()[0, 0], true.entropy().sum())
+    executed = actions.executed(sampled)
+    assert (executed.min(), executed.max()) == (-1, 1)
+    assert torch.equal(executed, sampled.clip(-1, 1))
+    assert sampled.min() < -3
+
+
+def test_first_policies_aim_at_the_middle_with_the_deviation_that_is_set():
+    settings = PolicySettings(hidden_sizes=(16,), initial_log_deviation=-1.5)
+    policy = Policy(range(3), 5, Continuous(2, 0, 10), settings, seed=0)
+    observations = torch.rand(3, 50, 5, generator=torch.Generator().manual_seed(0))
+    means, values, _ = policy.step(observations, None)
+    assert means.shape == (3, 50, 2)
+    assert values.shape == (3, 50)
+    torch.testing.assert_close(means, torch.full_like(means, 5.0), atol=0.1, rtol=0)
+    assert policy.parameters[:, -2:].tolist() == [[-1.5] * 2] * 3
+    assert PolicySettings().initial_log_deviation == -0.5
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("n_samples", [7, 800])
+def test_how_many_agents_are_stacked_changes_no_bit_of_what_deviations_learn(size, n_samples):
+    g = torch.Generator().manual_seed(0)
+    means, actions = (torch.randn(25, 3, n_samples, size, generator=g) for _ in range(2))
+    log_deviation = torch.randn(25, 1, size, generator=g)
+
+    def gradient(rows):
+        mine = log_deviation[rows].clone().requires_grad_()
+        distribution = Gaussian(means[rows], mine)
+        (distribution.log_probability(actions[rows]).exp() + distribution.entropy()).sum().backward()
+        return mine.grad
+
+    whole = gradient(slice(None))
+    for row in range(25):
+        assert torch.equal(gradient(slice(row, row + 1))[0], whole[row])
+
+
+def aim(gs=AimGlobalSimulator, ls=AimLocalSimulator, **attributes):
+    class Mine(Aim):
+        def global_simulator(self, copies, controller=None):
+            return gs(self.n_agents, copies)
+
+        def local_simulator(self, agents, copies):
+            return ls(len(agents), copies)
+
+    domain = Mine(3, DomainSettings())
+    for name, value in attributes.items():
+        setattr(domain, name, value)
+    return domain
+
+
+def test_a_gaussian_policy_finds_the_known_optimum():
+    class Shuffled(AimGlobalSimulator):  # all bits come up, whatever the neighbours have learned
+        def _step(self, actions, sources):
+            sources = np.stack([generator.integers(2, size=self._shape[0]) for generator in self._generators], axis=1)
+            return super()._step(actions, sources)
+
+    # What comes later does not depend on the action: with it there is only more noise.
+    settings = SETTINGS.model_copy(update={"copies": 20, "minibatch_size": 100, "discount": 0.0})
+    first, last, policy = learning(aim(gs=Shuffled), 60, settings)
+    best = torch.from_numpy(target(last.observations[..., 0].numpy()))
+    means, _ = policy.unroll(last.observations, None, None)
+    assert (first.actions.abs() > 1).any(), "kept as sampled"
+    assert (means - best).abs().max() < 0.05
+    assert (policy.parameters[:, -2:] < -3).all(), "and is sure of it"
+    assert first.rewards.mean() < 0.1
+    assert last.rewards.mean() > 0.99
+
+
+def test_everybody_who_plays_acts_in_the_range():
+    domain = Aim(3, DomainSettings())
+    check_domain(domain)
+    random, expert = (evaluate_controller(domain, controller, 40, seed=0).mean_return for controller in (None, "copy"))
+    assert expert == 10
+    assert random == pytest.approx(10 * (1 - 1 / 3 - 0.25 - 1 / 3 - 0.0625), abs=0.5)
+    policy = Policy(range(3), 2, actions_of(domain), PolicySettings(initial_log_deviation=2.0), 0)
+    assert evaluate_actor(domain, Player(policy), 20, seed=0, step=0).mean_return < random
+    replayed = complaint(aim(ls=type("Deaf", (AimLocalSimulator,), {"_step": lambda self, actions, sources:
+                                     AimLocalSimulator._step(self, 0.5 * actions, sources)})))  # fmt: skip
+    assert "where the reward is" in replayed
+
+
+@pytest.mark.parametrize("mode", ["dials", "gs"])
+def test_continuous_actions_go_through_a_whole_run_and_the_tools(command_line, mode):
+    more = [*DIALS, "--set=policy.recurrent_size=8"] if mode == "dials" else []
+    result = command_line("--env=aim:Aim", f"--mode={mode}", "--name=r", *RUN, *more)
+    assert result.returncode == 0, result.stderr
+    folder = command_line.folder
+    if mode == "gs":
+        return
+    rounds = list(read_rounds(folder / "runs" / "r" / "influence" / "agent_0001.h5"))
+    assert len(rounds) == 2
+    actions, sources = rounds[1].actions, rounds[1].influence_sources
+    assert (actions.shape, actions.dtype) == ((20, 10, 2), np.float32)
+    assert abs(actions).max() == 1
+    left = next(iter(read_rounds(folder / "runs" / "r" / "influence" / "agent_0000.h5"))).actions
+    assert np.array_equal(left[..., 0] > 0, rounds[0].influence_sources[..., 0])
+    assert set(np.unique(sources)) == {0, 1}
+    with h5py.File(folder / "runs" / "r" / "influence" / "agent_0001.h5") as file:
+        assert file["round_0000/actions"].attrs["axes"] == "step, component"
+    environment = {"PYTHONPATH": command_line.environment["PYTHONPATH"]}
+    result = tool("influence.py", "runs/r", folder=folder, **environment)
+    assert result.returncode == 0, result.stderr
+    result = tool("export_policy.py", "runs/r", "--agent=1", "--env=aim:Aim", "--format", "onnx", "torchscript",
+                  folder=folder, **environment)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    exported = folder / "exported" / "r"
+    card = json.loads((exported / "agent_0001.json").read_text())
+    assert [output["name"] for output in card["outputs"]] == ["mean", "standard_deviation", "next_memory"]
+    assert card["action"]["range"] == [-1, 1]
+    assert card["action"]["names"] == ["action_0", "action_1"]
+    assert "clipped to the range" in card["action"]["choice"]
+    with np.load(folder / "runs" / "r" / "policies.npz") as file:
+        assert file["names"][-1] == "log_deviation"
+        deviations = np.exp(file["parameters"][1, -2:])
+    module, session = torch.jit.load(exported / "agent_0001.pt"), onnxruntime.InferenceSession(
+        exported / "agent_0001.onnx"
+    )  # fmt: skip
+    inputs = [np.random.default_rng(0).random((3, size), np.float32) for size in (2, 8)]
+    outputs = [output.numpy() for output in module(*map(torch.from_numpy, inputs))]
+    others = session.run(None, dict(zip(("observation", "memory"), inputs, strict=True)))
+    for mine, other, size in zip(outputs, others, (2, 2, 8), strict=True):
+        assert mine.shape == (3, size)
+        np.testing.assert_allclose(mine, other, atol=1e-6)
+    np.testing.assert_allclose(outputs[1], np.tile(deviations, (3, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "policy.initial_logits=[0, 1]",
+            "policy.initial_logits: actions of domain aim are continuous; leave it out, or set "
+            "policy.initial_log_deviation",
+        ),
+        (
+            "predictor.sees_actions=true",
+            "predictor.sees_actions: a predictor can see discrete actions only, and those of domain aim are "
+            "continuous; leave it out",
+        ),
+    ],
+)
+def test_settings_of_discrete_actions_are_refused_for_continuous_ones(command_line, setting, message):
+    result = command_line("--env=aim:Aim", f"--set={setting}", *RUN)
+    assert result.returncode == 2
+    assert one_line(result) == f"dials_mpi: {message}"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"action_size": 0}, "Mine does not set 'n_actions'; see dials_mpi/simulators/interface.py"),
+        ({"n_actions": 2}, "n_actions with action_size: actions are either discrete or continuous"),
+        ({"masks_actions": True}, "masks_actions with action_size: actions are either discrete or continuous"),
+        ({"action_range": (1, -1)}, "action_range 1 to -1: bounds are finite, the lower one first"),
+        ({"action_range": (0, np.inf)}, "action_range 0 to inf: bounds are finite, the lower one first"),
+    ],
+)
+def test_actions_that_are_neither_discrete_nor_continuous_are_refused(monkeypatch, attributes, message):
+    monkeypatch.setattr("aim.Mine", type("Mine", (Aim,), attributes), raising=False)
+    with pytest.raises(UserError) as error:
+        make_domain("aim:Mine", 3, DomainSettings())
+    assert str(error.value) == f"env: 'aim:Mine': {message}"
+
+
+def test_environments_have_boxes_of_continuous_actions():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parallel_api_test(GlobalEnvironment("aim:Aim", 3), num_cycles=30)
+        environment = LocalEnvironment("aim:Aim", 3)
+        check_env(environment, skip_render_check=True)
+    assert environment.action_space == spaces.Box(-1, 1, (2,), np.float32)
+    joint = GlobalEnvironment("aim:Aim", 3)
+    joint.reset(seed=0)
+    environment.reset(seed=0)
+    for wrong, shown in (
+        ([1.5, 0], r"\[1\.5, 0\]"), ([0.5], r"\[0\.5\]"), (0.5, "0.5"), (np.array([np.nan, 0]), r"\[nan, 0\.0\]"),
+        ("ab", "'ab'"), (None, "None"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^action: {shown} is not 2 numbers from -1 to 1$"):
+            environment.step(wrong)
+        with pytest.raises(ValueError, match=f"^actions: agent_1: {shown} is not 2 numbers from -1 to 1$"):
+            joint.step({agent: [0, 0] for agent in joint.agents} | {"agent_1": wrong})
+    state = environment.unwrapped._simulator._bits[0, 0]
+    assert environment.step(target(state))[1] == 1

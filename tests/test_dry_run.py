@@ -276,23 +276,32 @@ SEES_ACTIONS = ["--set=predictor.sees_actions=true"]
 @pytest.mark.parametrize("mode", ["dials", "untrained-dials", "gs"])
 @pytest.mark.parametrize(
     ("env", "settings"),
-    [("warehouse", SMALL), ("traffic", SMALL_TRAFFIC), ("ring:Ring", []), ("ring:Ring", SEES_ACTIONS)],
+    [
+        ("warehouse", SMALL),
+        ("traffic", SMALL_TRAFFIC),
+        ("ring:Ring", []),
+        ("ring:Ring", SEES_ACTIONS),
+        ("menu:Menu", []),
+        ("aim:Aim", []),
+    ],
 )
 def test_memory_is_counted_as_the_arrays_have_it(env, settings, mode):
     from dials_mpi.influence.dataset import InfluenceDataset
     from dials_mpi.influence.predictor import InfluencePredictor
+    from dials_mpi.learning.distributions import actions_of
     from dials_mpi.learning.policy import Policy
     from dials_mpi.learning.rollout import Rollout
 
     c = configuration(env, 4, settings, mode=mode)
     domain = domain_of(c)
-    policy = Policy([0], domain.observation_size, domain.n_actions, c.policy, 0).parameters.nbytes
+    policy = Policy([0], domain.observation_size, actions_of(domain), c.policy, 0).parameters.nbytes
     with_predictor = configuration(env, 4, settings)
     predictor = InfluencePredictor([0], domain.influence, with_predictor.predictor, 0, n_actions=domain.n_actions)
     predictor = predictor.network.parameters.nbytes
-    rollout = Rollout.empty(1, c.ppo, domain.observation_size, c.policy.recurrent_size)
+    rollout = Rollout.of_domain(domain, 1, c.ppo, c.policy.recurrent_size)
     rollout = sum(array.nbytes for array in rollout.arrays().values())
-    episode = sum(a.nbytes for a in InfluenceDataset.empty(1, 1, domain.horizon, domain.influence).arrays().values())
+    episode = InfluenceDataset.empty(1, 1, domain.horizon, domain.influence, domain.action_size)
+    episode = sum(array.nbytes for array in episode.arrays().values())
     episodes = -(-with_predictor.dataset.steps // domain.horizon)
     of_predictor = {"dials": 5, "untrained-dials": 1, "gs": 0}[mode]
     expected = {"networks": 4 * policy + of_predictor * predictor, "rollouts": rollout}

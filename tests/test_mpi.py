@@ -207,6 +207,11 @@ RUNS = {
         "--set=ppo.minibatch_size=40", "--set=dataset.steps=100",
     ],
     "masks, gs": ["--env=menu:Menu", *SMALL],
+    "continuous actions": [
+        "--env=aim:Aim", *SMALL, "--steps=800", "--set=ppo.rollout_length=20", "--set=ppo.sequence_length=10",
+        "--set=ppo.minibatch_size=40", "--set=dataset.steps=100",
+    ],
+    "continuous actions, gs": ["--env=aim:Aim", *SMALL],
     "actions seen": ["--env=warehouse", "--set=predictor.sees_actions=true", *SMALL],
     "traffic": ["--env=traffic", *SMALL_TRAFFIC],
     "traffic over sockets": ["--env=traffic", "--set=domain.backend=traci", *SMALL_TRAFFIC],

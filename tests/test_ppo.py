@@ -5,7 +5,7 @@ import pytest
 import torch
 from ring import Ring
 
-from dials_mpi.learning.distributions import Categorical
+from dials_mpi.learning.distributions import Categorical, Discrete
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO, episode_starts, generalised_advantages
 from dials_mpi.learning.rollout import Actor, Rollout
@@ -259,6 +259,6 @@ def test_learns_the_ring(recurrent, device):
 
 def test_sampled_actions_follow_the_policy():
     logits = torch.tensor([[1.0, 0.0, -1.0]]).expand(1, 20000, 3)
-    noise = Categorical.noise(streams(0, "train/actions", [0]), 20000, 3)
+    noise = Discrete(3).noise(streams(0, "train/actions", [0]), 20000)
     share = torch.bincount(Categorical(logits).sample(noise)[0], minlength=3) / 20000
     torch.testing.assert_close(share, torch.softmax(logits[0, 0], 0), atol=0.015, rtol=0)

@@ -5,6 +5,7 @@ import pytest
 import reference_ppo
 import torch
 
+from dials_mpi.learning.distributions import Continuous
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Rollout
@@ -39,28 +40,37 @@ MATTERS = 100 * TOLERANCE
 """By which something that is left out changes the parameters at least; they move by about 0.03 in two updates."""
 
 
-def made_up_rollout(s: PPOSettings, state_size: int, seed: int, masked: int = 0) -> Rollout:
+def made_up_rollout(s: PPOSettings, state_size: int, seed: int, masked: int = 0, action_size: int = 0) -> Rollout:
     """Of policies that have changed since: ratios and values are on both sides of what is clipped."""
     g = torch.Generator().manual_seed(seed)
-    rollout = Rollout.empty(A, s, OBSERVED, state_size, masked=masked)
+    rollout = Rollout.empty(A, s, OBSERVED, state_size, masked=masked, action_size=action_size)
     for name, scale in {"observations": 1.0, "rewards": 2.0, "values": 0.3, "next_values": 0.3, "states": 0.5}.items():
         getattr(rollout, name).normal_(generator=g).mul_(scale)
-    rollout.actions.random_(ACTIONS, generator=g)
+    if not action_size:
+        rollout.actions.random_(ACTIONS, generator=g)
     rollout.log_probabilities.normal_(generator=g).mul_(0.2).sub_(np.log(ACTIONS))
     if masked:
         rollout.available.random_(2, generator=g).scatter_(-1, rollout.actions[..., None], True)
+    if action_size:  # of policies that forget everything, which is near enough
+        policy, steps = policies(state_size, action_size), s.rollout_steps
+        means = policy.step(rollout.observations.flatten(1, 2), policy.initial_state(steps))[0]
+        means = means.view(rollout.actions.shape)
+        rollout.actions.normal_(generator=g).mul_(0.6).add_(means)
+        now = policy.distribution(means).log_probability(rollout.actions).detach()
+        rollout.log_probabilities.add_(np.log(ACTIONS)).add_(now)
     return rollout
 
 
-def policies(recurrent: int) -> Policy:
-    policy = Policy(range(A), OBSERVED, ACTIONS, PolicySettings(recurrent_size=recurrent, hidden_sizes=(6,)), seed=0)
+def policies(recurrent: int, action_size: int = 0) -> Policy:
+    actions = Continuous(action_size, -1, 1) if action_size else ACTIONS
+    policy = Policy(range(A), OBSERVED, actions, PolicySettings(recurrent_size=recurrent, hidden_sizes=(6,)), seed=0)
     policy.parameters.add_(torch.randn(policy.parameters.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
     return policy
 
 
 def learned(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, recurrent: int = 5, **more):
     """Two updates by the product: parameters [A, P] and statistics [2, A] by name after them."""
-    policy = policies(recurrent)
+    policy = policies(recurrent, more.get("action_size", 0))
     learner = PPO(policy, s, horizon)
     found = [
         learner.update(
@@ -75,7 +85,7 @@ def learned(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, rec
 
 def expected(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, recurrent: int = 5, **more):
     """The same by the reference."""
-    network = policies(recurrent).network
+    network = policies(recurrent, more.get("action_size", 0)).network
     parameters, found = [], []
     for row in range(A):
         agent = reference_ppo.Agent(network.arrays_of(row))
@@ -176,6 +186,18 @@ def test_actions_that_are_not_available_have_no_part_in_an_update(truth, recurre
     if recurrent:
         assert difference(reference, truth) > MATTERS
     assert_same(learned(s, recurrent=recurrent, masked=ACTIONS), reference)
+
+
+@pytest.mark.parametrize("action_size", [1, 2])
+@pytest.mark.parametrize("recurrent", [0, 5])
+def test_continuous_actions_are_learned_as_in_the_reference(recurrent, action_size):
+    s = (EVERYTHING if recurrent else WITHOUT_MEMORY).model_copy(update={"entropy_coefficient": 0.2})
+    result = learned(s, recurrent=recurrent, action_size=action_size)
+    assert_same(result, expected(s, recurrent=recurrent, action_size=action_size))
+    before = policies(recurrent, action_size).parameters.numpy()
+    assert (abs(result[0] - before)[:, -action_size:] > MATTERS).all(), "deviations are learned"
+    assert (result[1]["clip_fraction"] > 0).all()
+    assert (result[1]["clip_fraction"] < 1).all()
 
 
 SHARED = PolicySettings(recurrent_size=5, hidden_sizes=(6,), shared=True)

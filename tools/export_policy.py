@@ -145,17 +145,18 @@ def _of_training(run: Run, c: Configuration, step: int, agent: int) -> dict[str,
 
 
 _CHOICE = {
-    False: "sampled from softmax(logits), in training and evaluation alike",
-    True: "sampled from softmax(logits) over the available actions, in training and evaluation alike; the logits are "
-    "of all actions: take those of unavailable ones for -infinity",
+    "all": "sampled from softmax(logits), in training and evaluation alike",
+    "masked": "sampled from softmax(logits) over the available actions, in training and evaluation alike; the logits "
+    "are of all actions: take those of unavailable ones for -infinity",
+    "continuous": "each number sampled from the normal distribution of mean and standard_deviation, then clipped to "
+    "the range, in training and evaluation alike",
 }
-"""By whether the domain masks actions."""
+"""By what actions are like."""
 
 
 def _interface(module: PolicyModule, domain: Domain) -> dict[str, Any]:
     lowest, highest = (bound if math.isfinite(bound) else None for bound in domain.observation_range)
     inputs = module.initial_inputs()
-    outputs = module(*inputs)
 
     def tensors(names, values):
         return [
@@ -172,7 +173,7 @@ def _interface(module: PolicyModule, domain: Domain) -> dict[str, Any]:
         }
     return {
         "inputs": tensors(module.input_names, inputs),
-        "outputs": tensors(module.output_names, outputs if module.gru else (outputs,)),
+        "outputs": tensors(module.output_names, module.outputs(*inputs)),
         "observation": {
             "entries": list(domain.observation_names),
             "range": [lowest, highest],
@@ -180,7 +181,8 @@ def _interface(module: PolicyModule, domain: Domain) -> dict[str, Any]:
         },
         "action": {
             "names": list(domain.action_names),
-            "choice": _CHOICE[domain.masks_actions],
+            **({"range": list(domain.action_range)} if domain.action_size else {}),
+            "choice": _CHOICE["continuous" if domain.action_size else "masked" if domain.masks_actions else "all"],
         },
         "memory": memory,
     }
@@ -203,8 +205,8 @@ def _example(module: PolicyModule, observations: np.ndarray) -> list[dict[str, A
     state = module.initial_inputs()[1:]
     for observation in as_features(observations)[:, None]:
         inputs = (observation, *state)
-        outputs = module(*inputs) if module.gru else (module(*inputs),)
-        state = outputs[1:]
+        outputs = module.outputs(*inputs)
+        state = outputs[-1:] if module.gru else ()
         named = (zip(module.input_names, inputs, strict=True), zip(module.output_names, outputs, strict=True))
         before, after = ({name: _digits(tensor.numpy()) for name, tensor in pairs} for pairs in named)
         steps.append({"inputs": before, "outputs": after})

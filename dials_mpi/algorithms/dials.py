@@ -14,6 +14,7 @@ from dials_mpi.influence.augmented_simulator import InfluenceAugmentedSimulator
 from dials_mpi.influence.collection import collect, dataset_batches
 from dials_mpi.influence.dataset import FOLDER, InfluenceDataset, agent_file, write_round
 from dials_mpi.influence.predictor import InfluencePredictor, train_by_epochs
+from dials_mpi.learning.distributions import actions_of
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Rollout
@@ -31,7 +32,8 @@ def train(session: Session) -> None:
     with contextlib.ExitStack() as stack:
         with clock("start"):
             # Line 1.
-            policy = Policy(session.agents, domain.observation_size, domain.n_actions, c.policy, c.seed, session.device)
+            actions = actions_of(domain)
+            policy = Policy(session.agents, domain.observation_size, actions, c.policy, c.seed, session.device)
             session.publish("policy", policy.parameters, policy.network.shapes)
             predictor = InfluencePredictor(
                 session.agents, domain.influence, c.predictor, c.seed, session.device, domain.n_actions
@@ -64,7 +66,8 @@ def collect_datasets(session: Session, segment: Segment) -> InfluenceDataset:
     c, domain = session.configuration, session.domain
     session.clock.stage = "collect"
     batches = dataset_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
-    dataset = InfluenceDataset.empty(len(session.agents), batches[-1].stop, domain.horizon, domain.influence)
+    shape = len(session.agents), batches[-1].stop, domain.horizon
+    dataset = InfluenceDataset.empty(*shape, domain.influence, domain.action_size)
     returns = session.evaluator.empty_returns(batches[-1].stop)
     with session.evaluator.joint_episodes(segment.start) as episodes:
         for members, mine in session.evaluator.turns(batches):

@@ -7,6 +7,7 @@ DIALS is compared with.
 
 import contextlib
 
+from dials_mpi.learning.distributions import actions_of
 from dials_mpi.learning.policy import Policy, policy_of_all
 from dials_mpi.learning.ppo import PPO
 from dials_mpi.learning.rollout import Actor, Rollout
@@ -17,7 +18,7 @@ from dials_mpi.training.session import Session
 def train(session: Session) -> None:
     """Runs the baseline on this rank, in step with all others."""
     c, domain, clock = session.configuration, session.domain, session.clock
-    policy = Policy(session.agents, domain.observation_size, domain.n_actions, c.policy, c.seed, session.device)
+    policy = Policy(session.agents, domain.observation_size, actions_of(domain), c.policy, c.seed, session.device)
     session.publish("policy", policy.parameters, policy.network.shapes)
     learner = PPO(policy, c.ppo, domain.horizon, session.mean) if session.agents else None
 

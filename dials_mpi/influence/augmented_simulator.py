@@ -38,7 +38,8 @@ class InfluenceAugmentedSimulator:
         """û ~ Î(· | l), x' ~ T̂(x, û, a), r = R̂, o' = Ô(x') for actions [A, B] (Algorithm 1, line 9)."""
         local_states = self._local_simulator.local_states()
         sources, self._state = self._predictor.sample(local_states, self._last_actions, self._state, self._noise)
-        np.copyto(self._last_actions, actions)  # the caller may write the next ones into the same array
+        if self._predictor.settings.sees_actions:
+            np.copyto(self._last_actions, actions)  # the caller may write the next ones into the same array
         return self._local_simulator.step(actions, sources)
 
     def available_actions(self) -> np.ndarray:

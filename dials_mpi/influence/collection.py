@@ -21,7 +21,7 @@ def collect(episodes: JointEpisodes, batch: int, members: range) -> tuple[Influe
         batch, members: as of `JointEpisodes.play`.
     """
     domain = episodes.domain
-    data = InfluenceDataset.empty(domain.n_agents, len(members), domain.horizon, domain.influence)
+    data = InfluenceDataset.empty(domain.n_agents, len(members), domain.horizon, domain.influence, domain.action_size)
     return data, episodes.play(batch, members, lambda simulator: _Watched(simulator, data))
 
 

@@ -40,16 +40,18 @@ class InfluenceDataset:
     influence_sources: np.ndarray
     """[A, E, T, U] uint8, classes."""
     actions: np.ndarray
-    """[A, E, T] uint8."""
+    """[A, E, T] uint8; continuous ones [A, E, T, C] float32, which no AIP sees."""
 
     @classmethod
-    def empty(cls, n_agents: int, episodes: int, horizon: int, influence: Influence) -> "InfluenceDataset":
-        """Arrays to be filled in."""
+    def empty(
+        cls, n_agents: int, episodes: int, horizon: int, influence: Influence, action_size: int = 0
+    ) -> "InfluenceDataset":
+        """Arrays to be filled in; `action_size` is C of continuous actions."""
         shape = (n_agents, episodes, horizon)
         return cls(
             history=np.empty((*shape, influence.local_state_size), np.uint8),
             influence_sources=np.empty((*shape, influence.sources), np.uint8),
-            actions=np.empty(shape, np.uint8),
+            actions=np.empty((*shape, action_size), np.float32) if action_size else np.empty(shape, np.uint8),
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -192,7 +194,8 @@ def write_round(
             stored = group.create_dataset(
                 field, data=values, compression="gzip", compression_opts=1, shuffle=True, fletcher32=True
             )
-            stored.attrs["axes"] = (_AXES | _MORE_AXES)[field]
+            continuous = field == "actions" and values.ndim > 1
+            stored.attrs["axes"] = (_AXES | _MORE_AXES)[field] + (", component" if continuous else "")
     faults.point("dataset/rename")
     replace_durably(temporary, path)
 
@@ -209,7 +212,7 @@ class Round:
     influence_sources: np.ndarray
     """[E, T, U] uint8."""
     actions: np.ndarray
-    """[E, T] uint8."""
+    """[E, T] uint8, or [E, T, C] float32."""
     predictor: np.ndarray | None
     """[P] float32, parameters of the AIP trained on it; None if the file does not say."""
 

@@ -129,7 +129,7 @@ class InfluencePredictor:
 
         Args:
             history: [A, E, T, D] uint8, local states.
-            actions: [A, E, T] uint8, a_t; looked at only if the predictor sees actions.
+            actions: as of `InfluenceDataset`, a_t; looked at only if the predictor sees actions.
         """
         arrays = (torch.from_numpy(array).to(self.device) for array in (history, previous(actions)))
         features = self._features(*arrays).transpose(1, 2)
@@ -172,7 +172,12 @@ class InfluencePredictor:
 
 
 def previous(actions: np.ndarray) -> np.ndarray:
-    """a_{t-1} at every step of whole episodes, and `NO_ACTION` at the first: a_t [..., T] uint8 → [..., T] int16."""
+    """a_{t-1} at every step of whole episodes, and `NO_ACTION` at the first: a_t [..., T] uint8 → [..., T] int16.
+
+    Of continuous ones [..., T, C], which AIPs do not see, `NO_ACTION` throughout.
+    """
+    if actions.dtype.kind == "f":
+        return np.full(actions.shape[:-1], NO_ACTION, np.int16)
     last = np.full(actions.shape, NO_ACTION, np.int16)
     last[..., 1:] = actions[..., :-1]
     return last

@@ -30,3 +30,10 @@ class PredictorSettings(NetworkSettings):
     minibatch_size: int = Field(1_600, ge=1, description="samples per gradient step (whole episodes for a GRU)")
     patience: int = Field(5, ge=1, description="epochs without a better test loss before an agent's training stops")
     sees_actions: bool = Field(False, description="the agent's last action is an input beside the local state")
+
+    def check(self, domain) -> None:
+        if self.sees_actions and domain.action_size:
+            raise UserError(
+                f"predictor.sees_actions: a predictor can see discrete actions only, and those of domain {domain.name} "
+                "are continuous; leave it out"
+            )

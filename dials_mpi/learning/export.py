@@ -7,7 +7,8 @@ All forms have the same interface, float32 throughout, for B situations at once:
 | recurrent    | `observation` [B, O], `memory` [B, H] | `logits` [B, actions], `next_memory` [B, H] |
 | feed-forward | `observation` [B, O]                | `logits` [B, actions]                    |
 
-The critic is left out: it is of use in learning only.
+Of continuous actions there are `mean` and `standard_deviation` [B, C] in the place of logits. The logits are of all
+actions, whether available or not. The critic is left out: it is of use in learning only.
 """
 
 import io
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dials_mpi.extras import extra
+from dials_mpi.learning.parameters import LOG_DEVIATION
 from dials_mpi.learning.policy import Policy
 from dials_mpi.learning.settings import NetworkSettings
 
@@ -54,12 +56,16 @@ class PolicyModule(torch.nn.Module):
         for i in range(len(settings.hidden_sizes) + 1):
             weight, bias = parameters[f"layer{i}.weight"], parameters[f"layer{i}.bias"][0]
             if i == len(settings.hidden_sizes):
-                weight, bias = weight[:, : policy.n_actions], bias[: policy.n_actions]  # the value stands behind them
+                outputs = policy.actions.outputs
+                weight, bias = weight[:, :outputs], bias[:outputs]  # the value stands behind them
             layers += [activation()] if i else []
             layers.append(torch.nn.Linear(*weight.shape))
             _copy(layers[-1].weight, weight.T)
             _copy(layers[-1].bias, bias)
         self.layers = torch.nn.Sequential(*layers)
+        self.deviation = None
+        if LOG_DEVIATION in parameters:
+            self.deviation = torch.nn.Parameter(parameters[LOG_DEVIATION].exp())
         self.requires_grad_(False)
 
     @property
@@ -68,7 +74,8 @@ class PolicyModule(torch.nn.Module):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        return ("logits", "next_memory") if self.gru else ("logits",)
+        distribution = ("logits",) if self.deviation is None else ("mean", "standard_deviation")
+        return (*distribution, "next_memory") if self.gru else distribution
 
     def initial_inputs(self, copies: int = 1) -> tuple[Tensor, ...]:
         """Zeros of the shapes of the inputs: an episode starts with such a memory."""
@@ -77,10 +84,15 @@ class PolicyModule(torch.nn.Module):
 
     def forward(self, observation: Tensor, memory: Tensor | None = None):
         """See the table above."""
-        if self.gru is None:
-            return self.layers(observation)
-        memory = self.gru(observation, memory)
-        return self.layers(memory), memory
+        outputs = self.outputs(observation, memory)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def outputs(self, observation: Tensor, memory: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Of the names `output_names`."""
+        features = observation if self.gru is None else self.gru(observation, memory)
+        head = self.layers(features)
+        distribution = (head,) if self.deviation is None else (head, self.deviation.expand_as(head))
+        return (*distribution, features) if self.gru else distribution
 
 
 def _copy(into: Tensor, values: Tensor) -> None:
@@ -147,13 +159,17 @@ def _onnx(module: PolicyModule) -> bytes:
             linear_before_reset=1,
         )
         features = node("Squeeze", [after, time], "next_memory")
+    head = module.output_names[0]
     for i, layer in enumerate(module.layers):
-        name = "logits" if i == len(module.layers) - 1 else f"layer{i}"
+        name = head if i == len(module.layers) - 1 else f"layer{i}"
         if isinstance(layer, torch.nn.Linear):
             weight, bias = constant(f"weight{i}", layer.weight.numpy()), constant(f"bias{i}", layer.bias.numpy())
             features = node("Gemm", [features, weight, bias], name, transB=1)
         else:
             features = node(type(layer).__name__.replace("ReLU", "Relu"), [features], name)
+    if module.deviation is not None:
+        shape = node("Shape", [head], "shape_of_mean")
+        node("Expand", [constant("deviation", module.deviation.numpy()), shape], "standard_deviation")
 
     inputs = module.initial_inputs()
 
@@ -163,10 +179,8 @@ def _onnx(module: PolicyModule) -> bytes:
             for name, tensor in zip(names, tensors, strict=True)
         ]
 
-    outputs = module(*inputs) if module.gru else (module(*inputs),)
-    graph = helper.make_graph(
-        nodes, "policy", described(module.input_names, inputs), described(module.output_names, outputs), constants
-    )
+    outputs = described(module.output_names, module.outputs(*inputs))
+    graph = helper.make_graph(nodes, "policy", described(module.input_names, inputs), outputs, constants)
     model = helper.make_model(
         graph, producer_name="dials_mpi", ir_version=_ONNX_IR, opset_imports=[helper.make_opsetid("", _ONNX_OPSET)]
     )

@@ -13,7 +13,7 @@ one agent's gradient. No operation mixes rows, so an agent learns the same alone
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class StackedNetwork:
         head_biases: initial biases of the head, one per output. Default: zeros.
         device: where it computes. Initial parameters are drawn on the CPU, so they are the same everywhere.
         parameters: [A, P] float32 to be used as they are; None: zeros.
+        more: names and initial values of parameters that an agent has and no layer uses; see `parameter`.
         gradient_precision: `float32` or `bfloat16`: what the backward pass's matrix products are rounded to, factors
             and results, but for the biases' gradients. Outputs, parameters and sums are float32 in any case.
     """
@@ -55,7 +56,9 @@ class StackedNetwork:
         device: torch.device | str = "cpu",
         parameters: Tensor | None = None,
         gradient_precision: str = "float32",
+        more: Mapping[str, Sequence[float]] | None = None,
     ):
+        more = more or {}
         self._precision = getattr(torch, gradient_precision)
         self.n_agents = len(seeds)
         self.recurrent_size = recurrent_size
@@ -63,7 +66,7 @@ class StackedNetwork:
         self._layers = len(hidden_sizes) + 1
         self.shapes: dict[str, tuple[int, int]] = parameter_shapes(
             input_size, recurrent_size, hidden_sizes, output_size
-        )
+        ) | {name: (1, len(values)) for name, values in more.items()}
         """Name and shape of each parameter of one agent, in the order of its row."""
         size = sum(math.prod(shape) for shape in self.shapes.values())
         self.parameters = torch.zeros(self.n_agents, size, device=device) if parameters is None else parameters
@@ -72,11 +75,15 @@ class StackedNetwork:
         """[A, P] float32, of the last `backward`."""
         self._views = {name: view.detach().requires_grad_() for name, view in self._by_name(self.parameters).items()}
         self._gradient_views = list(self._by_name(self.gradients).values())
-        self._initialise(seeds, head_gains or [(output_size, 1.0)], head_biases or [0.0] * output_size)
+        self._initialise(seeds, head_gains or [(output_size, 1.0)], head_biases or [0.0] * output_size, more)
 
     def arrays_of(self, row: int) -> dict[str, np.ndarray]:
         """One agent's parameters by name, in their shapes, float32."""
         return {name: view[row].detach().cpu().numpy().copy() for name, view in self._views.items()}
+
+    def parameter(self, name: str) -> Tensor:
+        """[A, *shape] float32, shared with `parameters`, and with a gradient in a loss that `backward` is given."""
+        return self._views[name]
 
     def initial_state(self, n_sequences: int) -> Tensor | None:
         """The memory at the start of an episode: zeros [A, S, H], or None for a feed-forward network."""
@@ -139,7 +146,11 @@ class StackedNetwork:
 
     @torch.no_grad()
     def _initialise(
-        self, seeds: Sequence[int | None], head_gains: Sequence[tuple[int, float]], head_biases: Sequence[float]
+        self,
+        seeds: Sequence[int | None],
+        head_gains: Sequence[tuple[int, float]],
+        head_biases: Sequence[float],
+        more: Mapping[str, Sequence[float]],
     ) -> None:
         """Orthogonal weights, zero biases but for the head's."""
         hidden_gain = torch.nn.init.calculate_gain("relu" if self._activation is torch.relu else "tanh")
@@ -158,6 +169,8 @@ class StackedNetwork:
             for i in range(self._layers - 1):
                 orthogonal(self._views[f"layer{i}.weight"][agent], hidden_gain)
             self._views[f"layer{self._layers - 1}.bias"][agent] = torch.tensor(head_biases)
+            for name, values in more.items():
+                self._views[name][agent] = torch.tensor(values)
             head = self._views[f"layer{self._layers - 1}.weight"][agent]
             widths, gains = zip(*head_gains, strict=True)
             for part, gain in zip(head.split(widths, dim=1), gains, strict=True):

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+LOG_DEVIATION = "log_deviation"
+"""Of continuous actions, logarithms of the standard deviations: what stands behind the network in a policy's row."""
+
 
 def parameter_shapes(
     input_size: int, recurrent_size: int, hidden_sizes: Sequence[int], output_size: int
@@ -20,6 +23,17 @@ def parameter_shapes(
         shapes[f"layer{i}.bias"] = (1, size)
         width = size
     return shapes
+
+
+def policy_shapes(domain, settings) -> dict[str, tuple[int, int]]:
+    """Of an agent's policy in a domain; `settings` is the `policy:` section of the configuration."""
+    network = parameter_shapes(
+        domain.observation_size,
+        settings.recurrent_size,
+        settings.hidden_sizes,
+        (domain.action_size or domain.n_actions) + 1,
+    )
+    return network | ({LOG_DEVIATION: (1, domain.action_size)} if domain.action_size else {})
 
 
 def predictor_outputs(sources: int, classes: int) -> int:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dials_mpi.learning.distributions import Categorical
+from dials_mpi.learning.distributions import Categorical, Continuous, Discrete, Gaussian, actions_of
 from dials_mpi.learning.networks import StackedNetwork
-from dials_mpi.learning.parameters import parameter_shapes
+from dials_mpi.learning.parameters import policy_shapes
 from dials_mpi.learning.settings import PolicySettings
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.noise import NoiseBuffer
@@ -21,7 +21,8 @@ class Policy:
 
     Args:
         agents: agent ids, whose streams initialise the parameters; if the policy is shared, agent 0's does all.
-        observation_size, n_actions: O and the number of actions of the domain.
+        observation_size: O.
+        actions: what they are like, as of `actions_of`; a number: so many discrete ones.
         settings: the `policy:` section of the configuration.
         seed: the run's seed; None: the parameters are not initialised.
         device: where it computes.
@@ -32,29 +33,31 @@ class Policy:
         self,
         agents: Sequence[int],
         observation_size: int,
-        n_actions: int,
+        actions: int | Discrete | Continuous,
         settings: PolicySettings,
         seed: int | None,
         device: torch.device | str = "cpu",
         parameters: Tensor | None = None,
     ):
         self.agents = agents
-        self.n_actions = n_actions
+        self.actions = actions = Discrete(actions) if isinstance(actions, int) else actions
         origins = [0] * len(agents) if settings.shared else agents
         # A small gain makes the first policies nearly the same in every state; the critic's head keeps the usual one.
         self.network = StackedNetwork(
             observation_size,
             settings.recurrent_size,
             settings.hidden_sizes,
-            n_actions + 1,
+            actions.outputs + 1,
             settings.activation,
             [None if seed is None else torch_seed(seed, "policy/initialise", agent) for agent in origins],
-            head_gains=[(n_actions, 0.01), (1, 1.0)],
-            head_biases=[*(settings.initial_logits or [0.0] * n_actions), 0.0],
+            head_gains=[(actions.outputs, 0.01), (1, 1.0)],
+            head_biases=[*actions.biases(settings), 0.0],
             device=device,
             parameters=parameters,
             gradient_precision=settings.gradient_precision,
+            more=actions.parameters(settings),
         )
+        self._more = {name: self.network.parameter(name) for name in actions.parameters(settings)}
 
     @property
     def parameters(self) -> Tensor:
@@ -70,19 +73,23 @@ class Policy:
 
     def noise(self, generators: Sequence[np.random.Generator], copies: int) -> NoiseBuffer:
         """What sampled actions in B copies take, one stream per agent."""
-        return Categorical.noise(generators, copies, self.n_actions)
+        return self.actions.noise(generators, copies)
 
-    def distribution(self, logits: Tensor, available: Tensor | None = None) -> Categorical:
-        """Of the actions, for what `step` and `unroll` return; `available` as of `Categorical`."""
-        return Categorical(logits, available)
+    def distribution(self, outputs: Tensor, available: Tensor | None = None) -> Categorical | Gaussian:
+        """Of the actions, for the first of what `step` and `unroll` return; `available` as of `Categorical`."""
+        return self.actions.distribution(outputs, self._more, available)
 
     def step(self, observations: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits [A, B, actions], values [A, B] and next memory, without gradients; observations [A, B, O] float32."""
+        """One step without gradients; observations [A, B, O] float32.
+
+        Returns:
+            Logits [A, B, actions] or, of continuous actions, means [A, B, C]; values [A, B]; and the next memory.
+        """
         outputs, state = self.network.step(observations, state)
         return outputs[..., :-1], outputs[..., -1], state
 
     def unroll(self, observations: Tensor, state: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits [A, L, S, actions] and values [A, L, S], with gradients; see `StackedNetwork.unroll`."""
+        """Logits or means [A, L, S, …] and values [A, L, S], with gradients; see `StackedNetwork.unroll`."""
         outputs = self.network.unroll(observations, state, keep)
         return outputs[..., :-1], outputs[..., -1]
 
@@ -94,9 +101,8 @@ def policy_of_all(settings: PolicySettings, domain: Domain, parameters: np.ndarr
         ValueError: rows of another number of agents or of another network.
     """
     c, n = settings, domain.n_agents
-    shapes = parameter_shapes(domain.observation_size, c.recurrent_size, c.hidden_sizes, domain.n_actions + 1)
-    expected = n, sum(map(math.prod, shapes.values()))
+    expected = n, sum(map(math.prod, policy_shapes(domain, c).values()))
     if parameters.shape != expected:
         raise ValueError(f"parameters of shape {parameters.shape}, but the run's configuration makes {expected}")
     rows = torch.from_numpy(parameters)
-    return Policy(range(n), domain.observation_size, domain.n_actions, c, seed=None, parameters=rows)
+    return Policy(range(n), domain.observation_size, actions_of(domain), c, seed=None, parameters=rows)

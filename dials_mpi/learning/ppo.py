@@ -88,12 +88,12 @@ class PPO:
             minibatches = order.split(per_minibatch) if per_minibatch < n_sequences else (slice(None),)
             for batch in minibatches:
                 kept = keep[:, batch]
-                logits, values = self.policy.unroll(
+                outputs, values = self.policy.unroll(
                     observations[:, :, batch],
                     states[:, batch] if states.shape[-1] else None,
                     None if kept.all() else kept.to(self.policy.device),
                 )
-                distribution = self.policy.distribution(logits, None if available is None else available[:, :, batch])
+                distribution = self.policy.distribution(outputs, None if available is None else available[:, :, batch])
                 log_ratio = distribution.log_probability(actions[:, :, batch]) - old_log_probabilities[:, :, batch]
                 ratio = log_ratio.exp()
                 advantage = normalise(advantages_[:, :, batch])

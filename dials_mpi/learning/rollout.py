@@ -33,7 +33,7 @@ class Rollout:
     observations: Tensor
     """[A, T, B, O] float32, o_t before the action."""
     actions: Tensor
-    """[A, T, B] int64."""
+    """[A, T, B] int64; continuous ones [A, T, B, C] float32, as sampled, before they are clipped to their range."""
     log_probabilities: Tensor
     """[A, T, B] float32, log π(a_t | h_t) of the policy that acted."""
     values: Tensor
@@ -58,7 +58,8 @@ class Rollout:
     ) -> "Rollout":
         """`empty`, with what the domain needs."""
         masked = domain.n_actions if domain.masks_actions else 0
-        return cls.empty(n_agents, settings, domain.observation_size, state_size, device, masked)
+        sizes = domain.observation_size, state_size
+        return cls.empty(n_agents, settings, *sizes, device, action_size=domain.action_size, masked=masked)
 
     @classmethod
     def empty(
@@ -68,11 +69,13 @@ class Rollout:
         observation_size: int,
         state_size: int,
         device: torch.device | str = "cpu",
+        action_size: int = 0,
         masked: int = 0,
     ) -> "Rollout":
         """Arrays to be filled in, with T, B and L from the settings and H = `state_size`.
 
         Args:
+            action_size: C of continuous actions; 0: they are discrete.
             masked: number of actions that are masked; 0: they are not.
         """
         length, copies = settings.rollout_length, settings.copies
@@ -82,7 +85,7 @@ class Rollout:
 
         return cls(
             observations=floats(length, copies, observation_size),
-            actions=torch.zeros(n_agents, length, copies, dtype=torch.int64, device=device),
+            actions=floats(length, copies, action_size) if action_size else floats(length, copies).long(),
             log_probabilities=floats(length, copies),
             values=floats(length, copies),
             next_values=floats(length, copies),
@@ -112,7 +115,7 @@ class Actor:
 
     Args:
         policy: of the same A agents as the simulator.
-        simulator: stepped by actions [A, B].
+        simulator: stepped by actions [A, B] or [A, B, C].
         copies: B.
         domain: of the simulator.
         clock: `clock(phase)` is a context manager for the phases `act` and `simulate`.
@@ -147,7 +150,7 @@ class Actor:
             FloatingPointError: an observation or a reward is not finite, or an agent has no action.
         """
         length, first_step = into.rewards.shape[1], self._elapsed
-        logits = into.rewards.new_empty(*into.rewards.shape, self._policy.n_actions)
+        outputs = into.rewards.new_empty(*into.rewards.shape, self._policy.actions.outputs)
         ends = []
         for t in range(length):
             with self._clock("act"):
@@ -158,9 +161,9 @@ class Actor:
                     available[:] = torch.from_numpy(self._available)
                 if t % sequence_length == 0 and self._state is not None:
                     into.states[:, t // sequence_length] = self._state
-                logits[:, t], into.values[:, t], self._state = self._policy.step(into.observations[:, t], self._state)
-                into.actions[:, t] = self._policy.distribution(logits[:, t], available).sample(self._noise)
-                actions = into.actions[:, t].cpu().numpy()
+                outputs[:, t], into.values[:, t], self._state = self._policy.step(into.observations[:, t], self._state)
+                into.actions[:, t] = self._policy.distribution(outputs[:, t], available).sample(self._noise)
+                actions = self._policy.actions.executed(into.actions[:, t]).cpu().numpy()
             with self._clock("simulate"):
                 step = self._simulator.step(actions)
                 into.rewards[:, t] = torch.from_numpy(step.rewards)
@@ -182,7 +185,8 @@ class Actor:
             into.next_values[:, -1] = self._value_now()
             for t, value in ends:
                 into.next_values[:, t] = value
-            into.log_probabilities[:] = self._policy.distribution(logits, into.available).log_probability(into.actions)
+            distribution = self._policy.distribution(outputs, into.available)
+            into.log_probabilities[:] = distribution.log_probability(into.actions)
 
     def _check_finite(self, rollout: Rollout, first_step: int, length: int) -> None:
         """Names what is not finite of `length` steps of a rollout, and of the observations after them."""
@@ -229,7 +233,7 @@ class JointActor(Protocol):
         """
 
     def act(self, observations: np.ndarray, available: np.ndarray | None = None) -> np.ndarray:
-        """Actions [N, B] for observations [N, B, O]; called once per step.
+        """Actions [N, B], or [N, B, C] float32, for observations [N, B, O]; called once per step.
 
         Args:
             available: [N, B, actions] bool, those that may be taken; None: all.
@@ -250,9 +254,9 @@ class Player:
     def act(self, observations: np.ndarray, available: np.ndarray | None = None) -> np.ndarray:
         """As of `JointActor`."""
         policy = self._policy
-        logits, _, self._state = policy.step(as_features(observations, policy.device), self._state)
+        outputs, _, self._state = policy.step(as_features(observations, policy.device), self._state)
         may = None if available is None else torch.from_numpy(available).to(policy.device)
-        return policy.distribution(logits, may).sample(self._noise).cpu().numpy()
+        return policy.actions.executed(policy.distribution(outputs, may).sample(self._noise)).cpu().numpy()
 
 
 def independent_players(configuration, domain: Domain, rows: Mapping[str, np.ndarray]) -> Player:

@@ -45,6 +45,12 @@ class PolicySettings(NetworkSettings):
     initial_logits: tuple[float, ...] | None = Field(
         None, description="of the actions, one each, before anything is learned; null: all alike"
     )
+    initial_log_deviation: float = Field(
+        -0.5,
+        ge=-20,
+        le=20,
+        description="logarithm of the standard deviation of continuous actions, before anything is learned",
+    )
     gradient_precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="of matrix products in the backward pass; bfloat16 is faster for wide GRUs (published: 256) on "
@@ -56,6 +62,11 @@ class PolicySettings(NetworkSettings):
     )
 
     def check(self, domain) -> None:
+        if self.initial_logits is not None and domain.action_size:
+            raise UserError(
+                f"policy.initial_logits: actions of domain {domain.name} are continuous; leave it out, or set "
+                "policy.initial_log_deviation"
+            )
         if self.initial_logits is not None and len(self.initial_logits) != domain.n_actions:
             raise UserError(
                 f"policy.initial_logits: {len(self.initial_logits)} numbers for {domain.n_actions} actions; give one "

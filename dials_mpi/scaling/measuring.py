@@ -258,6 +258,7 @@ def _block(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
     from dials_mpi.algorithms.dials import LocalLearners
     from dials_mpi.influence.dataset import InfluenceDataset
     from dials_mpi.influence.predictor import InfluencePredictor, train
+    from dials_mpi.learning.distributions import actions_of
     from dials_mpi.learning.policy import Policy
     from dials_mpi.learning.ppo import PPO
     from dials_mpi.learning.rollout import Rollout
@@ -265,7 +266,7 @@ def _block(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
 
     agents = range(size)
     begin = time.perf_counter()
-    policy = Policy(agents, domain.observation_size, domain.n_actions, c.policy, c.seed)
+    policy = Policy(agents, domain.observation_size, actions_of(domain), c.policy, c.seed)
     rollout = Rollout.of_domain(domain, size, c.ppo, c.policy.recurrent_size)
     found = {"rollout_bytes": sum(array.nbytes for array in rollout.arrays().values()) // size}
     permutations = stream(c.seed, "predictor/minibatches")
@@ -306,12 +307,13 @@ def _joint(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
     import numpy as np
 
     from dials_mpi.influence.collection import collect
+    from dials_mpi.learning.distributions import actions_of
     from dials_mpi.learning.episodes import JointEpisodes
     from dials_mpi.learning.policy import Policy
     from dials_mpi.learning.rollout import Actor, Player, Rollout
     from dials_mpi.training.evaluation import play_controller
 
-    policy = Policy(range(size), domain.observation_size, domain.n_actions, c.policy, c.seed)
+    policy = Policy(range(size), domain.observation_size, actions_of(domain), c.policy, c.seed)
 
     def set_up(copies: int) -> None:
         with domain.global_simulator(copies) as simulator:

@@ -7,8 +7,7 @@ moment come on top; `measuring` looks at all of it. Imports no torch, so that ra
 import math
 
 from dials_mpi.config import Configuration
-from dials_mpi.learning.parameters import parameter_shapes, predictor_outputs
-from dials_mpi.learning.settings import NetworkSettings
+from dials_mpi.learning.parameters import parameter_shapes, policy_shapes, predictor_outputs
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.parallel.machines import Machines
 from dials_mpi.simulators.interface import Domain
@@ -34,7 +33,8 @@ def owners_memory(configuration: Configuration, domain: Domain) -> dict[str, flo
         parts["rollouts"] = _rollout(c, domain)
     if "predictor" in c.sections:
         inputs = influence.local_state_size + (domain.n_actions if c.predictor.sees_actions else 0)
-        predictor = _network(inputs, c.predictor, predictor_outputs(influence.sources, influence.classes))
+        outputs = predictor_outputs(influence.sources, influence.classes)
+        predictor = _parameters(parameter_shapes(inputs, c.predictor.recurrent_size, c.predictor.hidden_sizes, outputs))
         parts["networks"] += (5 if c.method.rounds else 1) * predictor  # and the best so far
     if c.method.rounds:
         parts["datasets"] = -(-c.dataset.steps // domain.horizon) * episode_memory(domain)
@@ -51,7 +51,8 @@ def joint_memory(configuration: Configuration, domain: Domain) -> dict[str, floa
 
 def episode_memory(domain: Domain) -> float:
     """MiB of an agent's share of an episode in a dataset; a domain with influence."""
-    return domain.horizon * (domain.influence.local_state_size + domain.influence.sources + 1) / MIB
+    action = _FLOAT * domain.action_size or 1
+    return domain.horizon * (domain.influence.local_state_size + domain.influence.sources + action) / MIB
 
 
 def lacking(
@@ -84,19 +85,19 @@ def lacking(
 
 
 def _policy(c: Configuration, domain: Domain) -> float:
-    return _network(domain.observation_size, c.policy, domain.n_actions + 1)
+    return _parameters(policy_shapes(domain, c.policy))
 
 
-def _network(inputs: int, settings: NetworkSettings, outputs: int) -> float:
+def _parameters(shapes: dict[str, tuple[int, int]]) -> float:
     """MiB of an agent's parameters."""
-    shapes = parameter_shapes(inputs, settings.recurrent_size, settings.hidden_sizes, outputs)
     return sum(map(math.prod, shapes.values())) * _FLOAT / MIB
 
 
 def _rollout(c: Configuration, domain: Domain) -> float:
-    """MiB of an agent's `Rollout`: observations, per step four numbers, an action of eight bytes, masks; memories."""
+    """MiB of an agent's `Rollout`: observations, per step four numbers, an action, masks; memories."""
     s = c.ppo
     masks = domain.n_actions if domain.masks_actions else 0
-    steps = s.rollout_steps * (_FLOAT * (domain.observation_size + 4) + 8 + masks)
+    action = _FLOAT * domain.action_size or 8
+    steps = s.rollout_steps * (_FLOAT * (domain.observation_size + 4) + action + masks)
     memories = s.rollout_length // s.sequence_length * s.copies * c.policy.recurrent_size * _FLOAT
     return (steps + memories) / MIB

@@ -83,7 +83,8 @@ def _start_once(domain: Domain) -> None:
 
 
 def _check_names(domain: Domain) -> None:
-    for attribute, size in (("observation_names", domain.observation_size), ("action_names", domain.n_actions)):
+    sizes = {"observation_names": domain.observation_size, "action_names": domain.action_size or domain.n_actions}
+    for attribute, size in sizes.items():
         if len(set(getattr(domain, attribute))) != size or len(getattr(domain, attribute)) != size:
             raise UserError(f"domain {domain.name}: {attribute} is not {size} different names")
     rows, columns = domain.grid_shape

@@ -115,11 +115,14 @@ class GlobalSimulator(Simulator):
         """Advances all copies by one step.
 
         Args:
-            actions: [N, B] integers in 0 … n_actions-1, available ones, or None where a hand-coded controller acts.
+            actions: [N, B] integers in 0 … n_actions-1, available ones; [N, B, C] float32 within `action_range` where
+                actions are continuous; None where a hand-coded controller acts.
         """
 
     def actions(self) -> np.ndarray:
-        """[N, B] integers, the actions of the last `step`, whoever chose them; for replays of hand-coded controllers.
+        """[N, B] integers or [N, B, C] float32, the actions of the last `step`, whoever chose them.
+
+        For replays of hand-coded controllers.
 
         Simulators without controllers need not have it.
         """
@@ -149,7 +152,7 @@ class LocalSimulator(Simulator):
         """Advances all regions by one step under the given influence.
 
         Args:
-            actions: [A, B] integers.
+            actions: [A, B] integers, or [A, B, C] float32, as of `GlobalSimulator`.
             influence_sources: [A, B, U] uint8 classes, the u_t of this step.
         """
 
@@ -199,7 +202,13 @@ class Domain(ABC):
     some room, but less than an LS comes to that ignores u, or is told of it a step late."""
 
     n_agents: int
-    n_actions: int
+    n_actions: int = 0
+    """Discrete actions 0 … n_actions-1; 0 where they are continuous."""
+    action_size: int = 0
+    """C, numbers of which a continuous action is made; 0 where actions are discrete."""
+    action_range: tuple[float, float] = (-1.0, 1.0)
+    """Bounds of all numbers of a continuous action. Policies begin in the middle, with deviations that a setting gives
+    (policy.initial_log_deviation): choose units in which that is no small part of the range."""
     observation_size: int
     horizon: int
     """Steps per episode."""
@@ -221,8 +230,8 @@ class Domain(ABC):
 
     @cached_property
     def action_names(self) -> Sequence[str]:
-        """A name for each action."""
-        return [f"action_{i}" for i in range(self.n_actions)]
+        """A name for each action, or for each number of a continuous one."""
+        return [f"action_{i}" for i in range(self.action_size or self.n_actions)]
 
     @cached_property
     def grid_shape(self) -> tuple[int, int]:

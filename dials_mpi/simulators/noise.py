@@ -54,6 +54,11 @@ def gumbel(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray
     return -np.log(np.maximum(generator.standard_exponential(shape, dtype=np.float32), np.finfo(np.float32).tiny))
 
 
+def normal(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal noise."""
+    return generator.standard_normal(shape, dtype=np.float32)
+
+
 def logistic(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Standard logistic noise: logistic < z is true with probability sigmoid(z)."""
     u = np.maximum(generator.random(shape, dtype=np.float32), np.finfo(np.float32).tiny)

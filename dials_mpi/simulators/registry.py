@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -72,11 +73,18 @@ def make_domain(env: str, n_agents: int, settings: DomainSettings, default: str 
     except ValueError as error:
         hint = f" ({n_agents} is the default, {default}; give --agents)" if default else ""
         raise UserError(f"agents: {error}{hint}") from error
+    acts = domain.n_actions or domain.action_size
     for attribute in ("name", "n_agents", "n_actions", "observation_size", "horizon", "influence"):
-        if not hasattr(domain, attribute):
+        if not hasattr(domain, attribute) or (attribute == "n_actions" and not acts):
             raise UserError(
                 f"env: {env!r}: {cls.__name__} does not set {attribute!r}; see dials_mpi/simulators/interface.py"
             )
+    if domain.action_size and (domain.n_actions or domain.masks_actions):
+        wrong = "n_actions" if domain.n_actions else "masks_actions"
+        raise UserError(f"env: {env!r}: {wrong} with action_size: actions are either discrete or continuous")
+    low, high = domain.action_range
+    if not -math.inf < low < high < math.inf:
+        raise UserError(f"env: {env!r}: action_range {low:g} to {high:g}: bounds are finite, the lower one first")
     if domain.n_actions > 256 or (domain.influence and domain.influence.classes > 256):
         raise UserError(f"env: {env!r}: more than 256 actions or classes of an influence source; datasets hold bytes")
     return domain
