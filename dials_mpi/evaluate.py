@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dials_mpi.analysis.reading import open_run
 from dials_mpi.config import parse_override, resolve, stored_layer
 from dials_mpi.errors import UserError
@@ -42,6 +44,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     file, step, rows = load_rows(run.path, arguments.best, arguments.checkpoint)
     joint_actor(file, trained_on, trained_domain, rows)  # whether they are the run's
     placement = counterparts(domain.grid_shape, trained_domain.grid_shape)
+    _check_same_kinds(trained_domain, domain, placement)
     actor = joint_actor(file, c, domain, {name: stack[placement] for name, stack in rows.items()})
     episodes, copies = evaluation_at(trained_on, trained_domain.horizon, step)
     episodes = arguments.episodes or episodes
@@ -100,6 +103,17 @@ def _check_same_sizes(trained: Domain, other: Domain) -> None:
         if before != now:
             raise UserError(
                 f"{other.name}: {attribute} is {now} there, but {before} in the run: its policies do not fit"
+            )
+
+
+def _check_same_kinds(trained: Domain, other: Domain, placement: np.ndarray) -> None:
+    if other.kinds is None:
+        return
+    for agent, (kind, origin) in enumerate(zip(other.kinds, placement, strict=True)):
+        if trained.kinds[origin] != kind:
+            raise UserError(
+                f"{other.name}: agent {agent} would act by the policy of the run's agent {origin}, which is of another "
+                "kind; evaluate with the run's number of agents"
             )
 
 

@@ -1,4 +1,4 @@
-"""Agents in a ring who may not always do what pays best; used by the tests as `--env menu:Menu`.
+"""Agents in a ring who may not always do what pays best; used by the tests as `--env menu:Menu` and `menu:Mixed`.
 
 As in `ring`, but with a third action: it pays `DELICACY`, and is there only for an agent whose bit is 1. A simulator
 fails if somebody takes what is not available.
@@ -48,3 +48,52 @@ class Menu(Ring):
 
     def local_simulator(self, agents, copies):
         return MenuLocalSimulator(len(agents), copies)
+
+
+class _Mixed:
+    """Every other agent sees a third thing, what its bit is not, and only these may take the delicacy."""
+
+    def available_actions(self):
+        available = super().available_actions()
+        available[..., 2] &= self.gourmets[:, None]
+        return available
+
+    def reset(self):
+        return self._padded(super().reset())
+
+    def step(self, *arguments):
+        step = super().step(*arguments)
+        return Step(self._padded(step.observations), step.rewards)
+
+    def _padded(self, observations):
+        more = (observations[..., 1] * self.gourmets[:, None])[..., None]
+        return np.concatenate([observations, more], axis=-1)
+
+
+class MixedGlobalSimulator(_Mixed, MenuGlobalSimulator):
+    pass
+
+
+class MixedLocalSimulator(_Mixed, MenuLocalSimulator):
+    pass
+
+
+class Mixed(Menu):
+    """Agents of two kinds: 0, who lack a part of the observation and an action, and 1."""
+
+    name = "mixed"
+    observation_size = 3
+
+    def __init__(self, n_agents, settings):
+        super().__init__(n_agents, settings)
+        self.kinds = [agent % 2 for agent in range(n_agents)]
+
+    def global_simulator(self, copies, controller=None):
+        return self._made(MixedGlobalSimulator(self.n_agents, copies), range(self.n_agents))
+
+    def local_simulator(self, agents, copies):
+        return self._made(MixedLocalSimulator(len(agents), copies), agents)
+
+    def _made(self, simulator, agents):
+        simulator.gourmets = np.array([self.kinds[agent] == 1 for agent in agents])
+        return simulator

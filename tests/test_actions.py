@@ -1,4 +1,4 @@
-"""What agents may do: actions that are not always available, and continuous ones."""
+"""What agents may do: actions that are not always available, continuous ones, and agents of different kinds."""
 
 import json
 import warnings
@@ -12,7 +12,7 @@ from aim import Aim, AimGlobalSimulator, AimLocalSimulator, target
 from conftest import tool
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
-from menu import DELICACY, Menu, MenuGlobalSimulator, MenuLocalSimulator
+from menu import DELICACY, Menu, MenuGlobalSimulator, MenuLocalSimulator, Mixed
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 from test_command_line import one_line
 
@@ -490,3 +490,57 @@ def test_environments_have_boxes_of_continuous_actions():
             joint.step({agent: [0, 0] for agent in joint.agents} | {"agent_1": wrong})
     state = environment.unwrapped._simulator._bits[0, 0]
     assert environment.step(target(state))[1] == 1
+
+
+def test_agents_of_different_kinds_learn_side_by_side():
+    domain = Mixed(4, DomainSettings())
+    check_domain(domain)
+    first, last, _ = learning(domain, 100)
+    gourmets = torch.tensor([False, True, False, True])
+    assert not first.observations[~gourmets][..., 2].any()
+    assert first.observations[gourmets][..., 2].any()
+    assert not first.available[~gourmets][..., 2].any()
+    assert not (last.actions[~gourmets] == 2).any()
+    assert last.rewards[gourmets].mean() > 0.9 * DELICACY
+    assert 0.9 < last.rewards[~gourmets].mean() <= 1
+
+
+@pytest.mark.parametrize("kinds", [[0, 1, 0, 1], [5, 5, 5, 5], None])
+def test_a_policy_is_shared_by_agents_of_one_kind_only(kinds):
+    domain, shared = Mixed(4, DomainSettings()), PolicySettings(shared=True)
+    domain.kinds = kinds
+    PolicySettings().check(domain)
+    if kinds != [0, 1, 0, 1]:
+        shared.check(domain)
+        return
+    with pytest.raises(UserError) as error:
+        shared.check(domain)
+    assert str(error.value) == (
+        "policy.shared: agents of domain mixed are of different kinds and cannot share a policy; leave it out"
+    )
+
+
+def test_every_agent_is_of_a_kind():
+    domain = Mixed(3, DomainSettings())
+    domain.kinds = [0, 1]
+    assert complaint(domain) == "domain mixed: 2 kinds for 3 agents"
+
+
+def test_kinds_go_through_a_whole_run_and_policies_do_not_change_places(command_line):
+    """On two agents policies of others act than on three: 0 by 0, 1 by 2, of another kind."""
+    more = [*DIALS, "--set=policy.recurrent_size=8"]
+    result = command_line("--env=menu:Mixed", "--name=r", *RUN, *more)
+    assert result.returncode == 0, result.stderr
+    result = command_line("evaluate", "runs/r", "--env=menu:Mixed", "--episodes=2")
+    assert result.returncode == 0, result.stderr
+    result = command_line("evaluate", "runs/r", "--env=menu:Mixed", "--episodes=2", "--agents=2")
+    assert result.returncode == 2
+    assert one_line(result) == (
+        "dials_mpi: mixed: agent 1 would act by the policy of the run's agent 2, which is of another kind; evaluate "
+        "with the run's number of agents"
+    )
+    result = tool("export_policy.py", "runs/r", "--agent=1", "--env=menu:Mixed", folder=command_line.folder,
+                  PYTHONPATH=command_line.environment["PYTHONPATH"])  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    card = json.loads((command_line.folder / "exported" / "r" / "agent_0001.json").read_text())
+    assert card["agent"] == {"id": 1, "row": 0, "column": 1, "kind": 1}

@@ -206,6 +206,10 @@ RUNS = {
         "--env=menu:Menu", *SMALL, "--steps=800", "--set=ppo.rollout_length=20", "--set=ppo.sequence_length=10",
         "--set=ppo.minibatch_size=40", "--set=dataset.steps=100",
     ],
+    "agents of two kinds": [
+        "--env=menu:Mixed", *SMALL, "--steps=800", "--set=ppo.rollout_length=20", "--set=ppo.sequence_length=10",
+        "--set=ppo.minibatch_size=40", "--set=dataset.steps=100",
+    ],
     "masks, gs": ["--env=menu:Menu", *SMALL],
     "continuous actions": [
         "--env=aim:Aim", *SMALL, "--steps=800", "--set=ppo.rollout_length=20", "--set=ppo.sequence_length=10",

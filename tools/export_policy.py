@@ -119,7 +119,8 @@ def _of_domain(domain: Domain, c: Configuration) -> dict[str, Any]:
 
 def _of_agent(domain: Domain, agent: int) -> dict[str, int]:
     row, column = divmod(agent, domain.grid_shape[1])
-    return {"id": agent, "row": row, "column": column}
+    kind = {} if domain.kinds is None else {"kind": domain.kinds[agent]}
+    return {"id": agent, "row": row, "column": column, **kind}
 
 
 def _of_training(run: Run, c: Configuration, step: int, agent: int) -> dict[str, Any]:

@@ -62,6 +62,11 @@ class PolicySettings(NetworkSettings):
     )
 
     def check(self, domain) -> None:
+        if self.shared and len(set(domain.kinds or ())) > 1:
+            raise UserError(
+                f"policy.shared: agents of domain {domain.name} are of different kinds and cannot share a policy; "
+                "leave it out"
+            )
         if self.initial_logits is not None and domain.action_size:
             raise UserError(
                 f"policy.initial_logits: actions of domain {domain.name} are continuous; leave it out, or set "

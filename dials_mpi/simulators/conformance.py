@@ -87,6 +87,8 @@ def _check_names(domain: Domain) -> None:
     for attribute, size in sizes.items():
         if len(set(getattr(domain, attribute))) != size or len(getattr(domain, attribute)) != size:
             raise UserError(f"domain {domain.name}: {attribute} is not {size} different names")
+    if domain.kinds is not None and len(domain.kinds) != domain.n_agents:
+        raise UserError(f"domain {domain.name}: {len(domain.kinds)} kinds for {domain.n_agents} agents")
     rows, columns = domain.grid_shape
     if rows * columns != domain.n_agents:
         raise UserError(f"domain {domain.name}: a grid of {rows} × {columns} for {domain.n_agents} agents")

@@ -201,6 +201,12 @@ class Domain(ABC):
     set in either. A domain whose LS approximates declares what `conformance.check_domain` finds for its worst agent and
     some room, but less than an LS comes to that ignores u, or is told of it a step late."""
 
+    kinds: Sequence[int] | None = None
+    """A number for each agent, the same for agents of one kind; None: all are alike.
+
+    Sizes are those of the largest kind: observations of others are padded with zeros, and actions that they lack are
+    never available (`masks_actions`). Agents of different kinds cannot share a policy."""
+
     n_agents: int
     n_actions: int = 0
     """Discrete actions 0 … n_actions-1; 0 where they are continuous."""
