@@ -48,6 +48,8 @@ class Method:
     """Whether the joint policy acts on the GS for every update; owners then learn from their rows of that."""
     needs_influence: bool = False
     """Whether domains have to declare influence sources."""
+    plain_actions: bool = False
+    """Whether it knows neither continuous actions nor masks of available ones."""
     needs_graph: bool = False
     """Whether domains have to say who is near whom."""
     rounds: str | None = None
@@ -73,6 +75,9 @@ class Method:
         """Raises UserError if the domain lacks what the method needs."""
         if self.needs_influence and domain.influence is None:
             raise UserError(f"mode: {mode} needs a domain with influence sources; try --mode gs")
+        if self.plain_actions and (domain.action_size or domain.masks_actions):
+            kind = "continuous" if domain.action_size else "not always available"
+            raise UserError(f"mode: {mode} does not know actions that are {kind}; try --mode gs")
         if self.needs_graph and domain.graph is None:
             raise UserError(f"mode: {mode} needs a domain with a graph of its agents; try --mode gs")
 
@@ -127,6 +132,7 @@ METHODS: dict[str, Method] = {
         experience=lambda c, horizon: (horizon, c.dppo.episodes),
         actor="dials_mpi.learning.neighbourhood_policy:NeighbourhoodPlayers",
         learns_on_gs=True,
+        plain_actions=True,
         needs_graph=True,
     ),
 }

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dials_mpi.learning.distributions import Categorical
 from dials_mpi.learning.networks import StackedNetwork
-from dials_mpi.learning.rollout import sample
 from dials_mpi.learning.settings import PolicySettings
 from dials_mpi.simulators.interface import Domain
 from dials_mpi.simulators.neighbourhoods import neighbourhoods
@@ -90,10 +90,10 @@ class NeighbourhoodPlayers:
         """As of `JointActor`."""
         self._noise = NoiseBuffer(generators, (copies, self._n_actions), gumbel)
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
+    def act(self, observations: np.ndarray, available: np.ndarray | None = None) -> np.ndarray:
         """As of `JointActor`."""
         seen = np.zeros((*self._ids.shape, *observations.shape[1:]), np.float32)
         here = self._ids >= 0
         seen[here] = observations[self._ids[here]]
         logits, _ = self._network.step(side_by_side(seen), None)
-        return sample(logits, self._noise).numpy()
+        return Categorical(logits).sample(self._noise).numpy()
