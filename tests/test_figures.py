@@ -206,6 +206,30 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
     assert "seed 0 stands for" in notes[0]
 
 
+def test_groups_are_shown_in_the_order_of_their_methods_and_intervals(tmp_path):
+    """Those that learn on the global simulator first; a method that is not known last."""
+    often, seldom = {"interval": 7}, {"interval": 9_000}
+    folders = [
+        made_up(tmp_path / "a", 0, [1, 2, 3], mode="of-tomorrow"),
+        made_up(tmp_path / "b", 0, [1, 2, 3], mode="untrained-dials"),
+        made_up(tmp_path / "c", 0, [1, 2, 3], predictor=seldom),
+        made_up(tmp_path / "d", 0, [1, 2, 3], predictor=often),
+        made_up(tmp_path / "e", 0, [1, 2, 3], mode="gs"),
+        made_up(tmp_path / "f", 0, [1, 2, 3], mode="gs", agents=3),
+        made_up(tmp_path / "g", 0, [1, 2, 3], mode="dppo"),
+    ]
+    groups, _ = results.group_runs(results.open_runs(folders))
+    assert [(group.agents, group.label) for group in groups] == [
+        (2, "GS"),
+        (2, "DPPO"),
+        (2, "DIALS, F = 7"),
+        (2, "DIALS, F = 9K"),
+        (2, "untrained-DIALS"),
+        (2, "of-tomorrow"),
+        (3, "GS"),
+    ]
+
+
 def test_groups_that_differ_in_much_are_called_by_their_runs(tmp_path):
     folders = [
         made_up(tmp_path / name, 0, [1, 2, 3], ppo={"clip": clip, "discount": clip, "gae_lambda": clip})
@@ -218,6 +242,7 @@ def test_groups_that_differ_in_much_are_called_by_their_runs(tmp_path):
 def test_mean_over_training_is_the_area_under_the_curve():
     assert results.mean_over_training(np.array([0, 10, 40]), np.array([0.0, 2.0, 4.0])) == (10 + 90) / 40
     assert results.mean_over_training(np.array([10]), np.array([3.0])) == 3.0
+    assert results.mean_over_training(np.array([100, 300]), np.array([2.0, 5.0])) == 3.5, "wherever it begins"
 
 
 POOR, BEST = (12.0, 0.3, [4.0, 20.0]), (12.5, 0.3, [11.5, 13.5])
