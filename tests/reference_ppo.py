@@ -67,8 +67,25 @@ def what_follows(advantage, episode_ends):
     return 0.0 if episode_ends else advantage
 
 
-def normalised(advantages):
-    return (advantages - advantages.mean()) / (advantages.std(unbiased=False) + 1e-8)
+def still_on(over_before, new_episode):
+    """Whether a step counts."""
+    return ~over_before | new_episode
+
+
+def for_ever(absorbing_reward, discount):
+    """What an agent's future is worth whose episode was over early."""
+    return sum(absorbing_reward * discount**k for k in range(5000))
+
+
+def mean(x, counted):
+    return x[counted].mean() if counted.any() else 0 * x.sum()
+
+
+def normalised(advantages, counted):
+    if not counted.any():
+        return advantages
+    known = advantages[counted]
+    return (advantages - known.mean()) / (known.std(unbiased=False) + 1e-8)
 
 
 def pessimistic(surrogate, clipped_surrogate):
@@ -91,19 +108,23 @@ def gaussian(means, log_deviation):
     return torch.distributions.Independent(torch.distributions.Normal(means, log_deviation.exp()), 1)
 
 
-def advantages_of(rewards, values, next_values, s, horizon, first_step):
-    """[T, B]: the sum over later δ, weighted by (γλ)^k, up to the end of the episode."""
+def advantages_of(rewards, values, next_values, over, s, horizon, first_step, absorbing_reward):
+    """[T, B]: the sum over later δ, weighted by (γλ)^k, up to the end of the agent's episode."""
     result = torch.zeros_like(rewards)
     for b in range(rewards.shape[1]):
         advantage = 0.0
         for t in reversed(range(rewards.shape[0])):
-            ends = t + 1 == len(rewards) or begins(first_step + t + 1, horizon)
-            delta = rewards[t, b] + s.discount * next_values[t, b] - values[t, b]
+            terminates = over[t + 1, b]
+            ends = t + 1 == len(rewards) or begins(first_step + t + 1, horizon) or terminates
+            future = for_ever(s.reward_scale * absorbing_reward, s.discount) if terminates else next_values[t, b]
+            delta = rewards[t, b] + s.discount * future - values[t, b]
             advantage = result[t, b] = delta + s.discount * s.gae_lambda * what_follows(advantage, ends)
     return result
 
 
-def update(agent: Agent, rollout: dict, s, horizon: int, first_step: int, progress: float, permutations) -> dict:
+def update(
+    agent: Agent, rollout: dict, s, horizon: int, first_step: int, progress: float, permutations, absorbing_reward=0.0
+) -> dict:
     """Learns from a rollout; returns the statistics by name.
 
     Args:
@@ -111,10 +132,12 @@ def update(agent: Agent, rollout: dict, s, horizon: int, first_step: int, progre
         s: `PPOSettings`.
         permutations: generator of the order of sequences; sequence i is of copy i mod B, and of steps i // B · L on.
     """
-    return update_together(agent, [rollout], s, horizon, first_step, progress, permutations)[0]
+    return update_together(agent, [rollout], s, horizon, first_step, progress, permutations, absorbing_reward)[0]
 
 
-def update_together(agent: Agent, rollouts: list, s, horizon, first_step, progress, permutations) -> list[dict]:
+def update_together(
+    agent: Agent, rollouts: list, s, horizon, first_step, progress, permutations, absorbing_reward=0.0
+) -> list[dict]:
     """The same from the rollouts of several that share the parameters: along the gradient of their mean loss."""
     learning_rate = s.learning_rate * (1 - progress if s.anneal else 1)
     clip = s.clip * (1 - progress if s.anneal_clip else 1)
@@ -126,7 +149,12 @@ def update_together(agent: Agent, rollouts: list, s, horizon, first_step, progre
             for name, x in rollout.items()
         }
         rewards = s.reward_scale * r["rewards"]
-        advantages = advantages_of(rewards, r["values"], r["next_values"], s, horizon, first_step)
+        over = r.get("over", torch.zeros(rewards.shape[0] + 1, rewards.shape[1])) > 0
+        r["counts"] = torch.stack(
+            [still_on(before, begins(first_step + t, horizon)) for t, before in enumerate(over[:-1])]
+        )
+        given = rewards, r["values"], r["next_values"], over
+        advantages = advantages_of(*given, s, horizon, first_step, absorbing_reward)
         prepared.append((r, advantages, advantages + r["values"]))
     length, copies = rewards.shape
     count = length // s.sequence_length * copies
@@ -151,30 +179,35 @@ def update_together(agent: Agent, rollouts: list, s, horizon, first_step, progre
             distribution = categorical(torch.stack(logits), r["available"][t, copy] if "available" in r else None)
         values = torch.stack(values)
         log_ratio = distribution.log_prob(r["actions"][t, copy]) - r["log_probabilities"][t, copy]
-        ratio, advantage = log_ratio.exp(), normalised(advantages[t, copy])
-        policy_loss = -pessimistic(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+        counted = r["counts"][t, copy]
+        ratio, advantage = log_ratio.exp(), normalised(advantages[t, copy], counted)
+        policy_loss = -mean(pessimistic(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage), counted)
         old, target = r["values"][t, copy], returns[t, copy]
         error = (values - target) ** 2
         if s.clip_values:
             error = larger(error, (old + (values - old).clamp(-clip, clip) - target) ** 2)
-        value_loss = 0.5 * error.mean()
-        entropy = distribution.entropy().mean()
+        value_loss = 0.5 * mean(error, counted)
+        entropy = mean(distribution.entropy(), counted)
         loss = policy_loss + s.value_coefficient * value_loss - entropy_coefficient * entropy
-        kl, clipped = (ratio - 1 - log_ratio).mean(), ((ratio - 1).abs() > clip).double().mean()
-        return loss, [x.item() for x in (policy_loss, value_loss, entropy, kl, clipped)]
+        kl, clipped = mean(ratio - 1 - log_ratio, counted), mean(((ratio - 1).abs() > clip).double(), counted)
+        return loss, [x.item() for x in (policy_loss, value_loss, entropy, kl, clipped)], counted.sum().item()
 
     for _ in range(s.epochs):
         last_epoch = []
         for batch in torch.from_numpy(permutations.permutation(count)).split(per_minibatch):
-            losses, facts = zip(*(loss_of(*each, batch) for each in prepared), strict=True)
+            losses, facts, numbers = zip(*(loss_of(*each, batch) for each in prepared), strict=True)
             norm = agent.descend(sum(losses) / len(losses), learning_rate, s.max_gradient_norm)
-            last_epoch.append([[*each, norm] for each in facts])
+            last_epoch.append([[n * x for x in (*each, norm, 1.0)] for each, n in zip(facts, numbers, strict=True)])
     names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "gradient_norm")
     return [
         {
-            **dict(zip(names, means, strict=True)),
-            "explained_variance": float(1 - advantages.var() / returns.var()),
+            **dict(zip(names, np.array(sums[:-1]) / max(sums[-1], 1), strict=True)),
+            "explained_variance": explained(advantages[r["counts"]], returns[r["counts"]]),
             "training_return": float(r["rewards"].mean() * horizon),
         }
-        for means, (r, advantages, returns) in zip(np.mean(last_epoch, axis=0), prepared, strict=True)
+        for sums, (r, advantages, returns) in zip(np.sum(last_epoch, axis=0), prepared, strict=True)
     ]
+
+
+def explained(errors, returns) -> float:
+    return float(1 - errors.var() / returns.var()) if len(returns) else 1.0

@@ -283,6 +283,7 @@ SEES_ACTIONS = ["--set=predictor.sees_actions=true"]
         ("ring:Ring", SEES_ACTIONS),
         ("menu:Menu", []),
         ("aim:Aim", []),
+        ("cliff:Cliff", []),
     ],
 )
 def test_memory_is_counted_as_the_arrays_have_it(env, settings, mode):

@@ -368,7 +368,8 @@ def test_a_batch_does_not_depend_on_who_collects_it_and_in_which_order(env):
 
     def collected(order):
         with JointEpisodes(domain, Player(policy), seed=1, step=400) as episodes:
-            return {number: collect(episodes, number, batches[number]) for number in order}
+            played = {number: collect(episodes, number, batches[number]) for number in order}
+            return {number: (data, outcomes.returns) for number, (data, outcomes) in played.items()}
 
     whole, backwards = collected([0, 1, 2]), collected([2, 1, 0])
     for number in whole:

@@ -216,6 +216,15 @@ RUNS = {
         "--set=ppo.minibatch_size=40", "--set=dataset.steps=100",
     ],
     "continuous actions, gs": ["--env=aim:Aim", *SMALL],
+    "early ends": [
+        "--env=cliff:Cliff", *SMALL, "--steps=800", "--set=ppo.rollout_length=20", "--set=ppo.sequence_length=10",
+        "--set=ppo.minibatch_size=40", "--set=dataset.steps=100",
+    ],
+    # Rollouts begin in the middle of episodes.
+    "early ends, gs": [
+        "--env=cliff:Cliff", *SMALL, "--set=ppo.rollout_length=25", "--set=ppo.sequence_length=25",
+        "--set=ppo.minibatch_size=50",
+    ],
     "actions seen": ["--env=warehouse", "--set=predictor.sees_actions=true", *SMALL],
     "traffic": ["--env=traffic", *SMALL_TRAFFIC],
     "traffic over sockets": ["--env=traffic", "--set=domain.backend=traci", *SMALL_TRAFFIC],

@@ -26,6 +26,7 @@ RUNS = {
     "warehouse gs": ["--env=warehouse", "--mode=gs", *of_mode("gs", SMALL)],
     "platoon dppo": ["--env=platoon", *SMALL_PLATOON, "--steps=400"],
     "masks untrained-dials": ["--env=menu:Menu", "--mode=untrained-dials", *SMALL],
+    "early ends untrained-dials": ["--env=cliff:Cliff", "--mode=untrained-dials", *SMALL],
     "kinds gs": ["--env=menu:Mixed", "--mode=gs", *of_mode("gs", SMALL)],
     "continuous untrained-dials": ["--env=aim:Aim", "--mode=untrained-dials", *SMALL],
     "traffic dials": ["--env=traffic", *SMALL_TRAFFIC],

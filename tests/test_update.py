@@ -40,10 +40,17 @@ MATTERS = 100 * TOLERANCE
 """By which something that is left out changes the parameters at least; they move by about 0.03 in two updates."""
 
 
-def made_up_rollout(s: PPOSettings, state_size: int, seed: int, masked: int = 0, action_size: int = 0) -> Rollout:
+def made_up_rollout(
+    s: PPOSettings,
+    state_size: int,
+    seed: int,
+    masked: int = 0,
+    action_size: int = 0,
+    ends: tuple[int, int] | None = None,
+) -> Rollout:
     """Of policies that have changed since: ratios and values are on both sides of what is clipped."""
     g = torch.Generator().manual_seed(seed)
-    rollout = Rollout.empty(A, s, OBSERVED, state_size, masked=masked, action_size=action_size)
+    rollout = Rollout.empty(A, s, OBSERVED, state_size, "cpu", action_size, masked, ends is not None)
     for name, scale in {"observations": 1.0, "rewards": 2.0, "values": 0.3, "next_values": 0.3, "states": 0.5}.items():
         getattr(rollout, name).normal_(generator=g).mul_(scale)
     if not action_size:
@@ -58,6 +65,13 @@ def made_up_rollout(s: PPOSettings, state_size: int, seed: int, masked: int = 0,
         rollout.actions.normal_(generator=g).mul_(0.6).add_(means)
         now = policy.distribution(means).log_probability(rollout.actions).detach()
         rollout.log_probabilities.add_(np.log(ACTIONS)).add_(now)
+    if ends is not None:  # horizon, and steps before the rollout
+        horizon, first_step = ends
+        over = torch.rand(rollout.over.shape, generator=g) < 0.15
+        over[:, 0] &= first_step % horizon != 0
+        for t in range(s.rollout_length):
+            over[:, t + 1] |= over[:, t] & ((first_step + t) % horizon != 0)
+        rollout.over[:] = over
     return rollout
 
 
@@ -68,14 +82,25 @@ def policies(recurrent: int, action_size: int = 0) -> Policy:
     return policy
 
 
+def maker(s, horizon, first_steps, recurrent, absorbing_reward: float | None = None, change=lambda _: None, **more):
+    """What makes up the rollout of a seed, and what the domain pays whose episode was over early."""
+
+    def made_up(seed: int) -> Rollout:
+        ends = None if absorbing_reward is None else (horizon, first_steps[seed])
+        rollout = made_up_rollout(s, recurrent, seed, ends=ends, **more)
+        change(rollout)
+        return rollout
+
+    return made_up, absorbing_reward or 0.0
+
+
 def learned(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, recurrent: int = 5, **more):
     """Two updates by the product: parameters [A, P] and statistics [2, A] by name after them."""
+    made_up, absorbing_reward = maker(s, horizon, first_steps, recurrent, **more)
     policy = policies(recurrent, more.get("action_size", 0))
-    learner = PPO(policy, s, horizon)
+    learner = PPO(policy, s, horizon, absorbing_reward=absorbing_reward)
     found = [
-        learner.update(
-            made_up_rollout(s, recurrent, seed, **more), first_steps[seed], PROGRESS[seed], np.random.default_rng(seed)
-        )
+        learner.update(made_up(seed), first_steps[seed], PROGRESS[seed], np.random.default_rng(seed))
         for seed in range(2)
     ]
     return policy.parameters.numpy().copy(), {
@@ -85,15 +110,15 @@ def learned(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, rec
 
 def expected(s: PPOSettings, horizon: int = HORIZON, first_steps=FIRST_STEPS, recurrent: int = 5, **more):
     """The same by the reference."""
+    made_up, absorbing_reward = maker(s, horizon, first_steps, recurrent, **more)
     network = policies(recurrent, more.get("action_size", 0)).network
     parameters, found = [], []
     for row in range(A):
         agent = reference_ppo.Agent(network.arrays_of(row))
         for seed in range(2):
-            arrays = made_up_rollout(s, recurrent, seed, **more).arrays()
-            rollout = {name: array[row] for name, array in arrays.items()}
-            order = np.random.default_rng(seed)
-            found.append(reference_ppo.update(agent, rollout, s, horizon, first_steps[seed], PROGRESS[seed], order))
+            rollout = {name: array[row] for name, array in made_up(seed).arrays().items()}
+            when, order = (first_steps[seed], PROGRESS[seed]), np.random.default_rng(seed)
+            found.append(reference_ppo.update(agent, rollout, s, horizon, *when, order, absorbing_reward))
         parameters.append(torch.cat([w.detach().ravel() for w in agent.weights.values()]).numpy())
     statistics = {name: np.array([f[name] for f in found]).reshape(A, 2).T for name in found[0]}
     return np.stack(parameters), statistics
@@ -154,7 +179,7 @@ def test_every_setting_does_what_it_does_in_the_reference(truth, change):
     [
         ("wiped", lambda memory, _: memory),
         ("what_follows", lambda advantage, _: advantage),
-        ("normalised", lambda advantages: advantages),
+        ("normalised", lambda advantages, _: advantages),
         ("pessimistic", lambda surrogate, _: surrogate),
         ("pessimistic", torch.maximum),
         ("larger", torch.minimum),
@@ -198,6 +223,74 @@ def test_continuous_actions_are_learned_as_in_the_reference(recurrent, action_si
     assert (abs(result[0] - before)[:, -action_size:] > MATTERS).all(), "deviations are learned"
     assert (result[1]["clip_fraction"] > 0).all()
     assert (result[1]["clip_fraction"] < 1).all()
+
+
+UNLIMITED = EVERYTHING.model_copy(update={"max_gradient_norm": None})
+"""A limit hides that a mean is of too many."""
+
+
+@pytest.fixture(scope="module")
+def truth_with_ends():
+    return expected(UNLIMITED, absorbing_reward=-3.0)
+
+
+@pytest.mark.parametrize(
+    ("horizon", "first_steps"), [(HORIZON, FIRST_STEPS), (24, (0, 0)), (100, (30, 54)), (8, (0, 0)), (1, (0, 0))]
+)
+@pytest.mark.parametrize("absorbing_reward", [-3.0, 0.0])
+def test_steps_after_an_early_end_count_for_nothing(horizon, first_steps, absorbing_reward):
+    about = EVERYTHING, horizon, first_steps
+    assert_same(learned(*about, absorbing_reward=absorbing_reward), expected(*about, absorbing_reward=absorbing_reward))
+
+
+def test_early_ends_matter_to_single_steps_and_other_kinds_of_actions_alike():
+    s = WITHOUT_MEMORY
+    for more in ({}, {"masked": ACTIONS}, {"action_size": 2}):
+        more = {**more, "recurrent": 0, "absorbing_reward": 2.0}
+        assert_same(learned(s, **more), expected(s, **more))
+
+
+@pytest.mark.parametrize(
+    ("piece", "instead"),
+    [
+        ("still_on", lambda before, _: torch.ones_like(before)),
+        ("still_on", lambda before, _: ~before),
+        ("for_ever", lambda reward, _: 0.0),
+        ("for_ever", lambda reward, _: reward),
+        ("mean", lambda x, _: x.mean()),
+        ("mean", lambda x, counted: (x * counted).mean()),
+        ("normalised", lambda x, _: (x - x.mean()) / x.std(unbiased=False)),
+    ],
+)
+def test_every_piece_of_what_an_early_end_is_matters_in_these_rollouts(truth_with_ends, monkeypatch, piece, instead):
+    monkeypatch.setattr(reference_ppo, piece, instead)
+    assert difference(expected(UNLIMITED, absorbing_reward=-3.0), truth_with_ends) > MATTERS
+
+
+@pytest.mark.parametrize("recurrent", [0, 5])
+def test_who_has_no_step_that_counts_learns_nothing_and_the_others_as_ever(recurrent):
+    """Agent 0 in all of the rollout, agent 1 but for a few steps of one copy: some of its minibatches have none."""
+
+    def absorbed(rollout):
+        rollout.over[0] = True
+        rollout.over[1, :, :2] = True
+        rollout.over[1, :5, 2] = False
+        rollout.over[1, 5:, 2] = True
+
+    s = (EVERYTHING if recurrent else WITHOUT_MEMORY).model_copy(update={"minibatch_size": 8})
+    about = {"horizon": 1000, "first_steps": (30, 54), "recurrent": recurrent, "absorbing_reward": -3.0}
+    result = learned(s, **about, change=absorbed)
+    assert_same(result, expected(s, **about, change=absorbed))
+    assert np.array_equal(result[0][0], policies(recurrent).parameters[0].numpy())
+    assert not np.array_equal(result[0][1], policies(recurrent).parameters[1].numpy())
+
+
+def test_an_update_without_early_ends_is_the_same_whether_a_domain_may_have_them_or_not():
+    def goes_on(rollout):
+        rollout.over[:] = False
+
+    some, none = (learned(EVERYTHING, **more) for more in ({"absorbing_reward": -3.0, "change": goes_on}, {}))
+    np.testing.assert_allclose(some[0], none[0], rtol=0, atol=TOLERANCE)
 
 
 SHARED = PolicySettings(recurrent_size=5, hidden_sizes=(6,), shared=True)

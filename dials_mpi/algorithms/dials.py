@@ -68,18 +68,18 @@ def collect_datasets(session: Session, segment: Segment) -> InfluenceDataset:
     batches = dataset_batches(c.dataset.steps, c.dataset.copies, domain.horizon)
     shape = len(session.agents), batches[-1].stop, domain.horizon
     dataset = InfluenceDataset.empty(*shape, domain.influence, domain.action_size)
-    returns = session.evaluator.empty_returns(batches[-1].stop)
+    outcomes = session.evaluator.empty_outcomes(batches[-1].stop)
     with session.evaluator.joint_episodes(segment.start) as episodes:
         for members, mine in session.evaluator.turns(batches):
-            seen, earned = {}, None
+            seen, played = {}, None
             if mine:
                 with session.clock("collect"):
-                    data, earned = collect(episodes, *mine)
+                    data, played = collect(episodes, *mine)
                     seen = data.arrays()
             session.exchange.deal_columns([(seen.get(name), into) for name, into in dataset.arrays().items()], members)
-            session.exchange.deal_columns([(earned, returns)], members, to_owners=False)
+            session.evaluator.gather_outcomes(played, outcomes, members)
             session.checkpoints.boundary(segment.start, always=True)
-    session.evaluator.by_collection(segment, returns)
+    session.evaluator.by_collection(segment, outcomes)
     return dataset
 
 
@@ -184,7 +184,7 @@ class LocalLearners:
         local_simulator = domain.local_simulator(agents, c.ppo.copies)
         self._simulator = InfluenceAugmentedSimulator(local_simulator, predictor, c.ppo.copies)
         self._actor = Actor(policy, self._simulator, c.ppo.copies, domain, clock)
-        self._learner = PPO(policy, c.ppo, domain.horizon, mean)
+        self._learner = PPO(policy, c.ppo, domain.horizon, mean, domain.absorbing_reward)
         self._rollout = Rollout.of_domain(domain, len(agents), c.ppo, c.policy.recurrent_size, policy.device)
 
     def close(self) -> None:

@@ -20,7 +20,9 @@ def train(session: Session) -> None:
     c, domain, clock = session.configuration, session.domain, session.clock
     policy = Policy(session.agents, domain.observation_size, actions_of(domain), c.policy, c.seed, session.device)
     session.publish("policy", policy.parameters, policy.network.shapes)
-    learner = PPO(policy, c.ppo, domain.horizon, session.mean) if session.agents else None
+    learner = None
+    if session.agents:
+        learner = PPO(policy, c.ppo, domain.horizon, session.mean, domain.absorbing_reward)
 
     def rollout(n_agents: int) -> Rollout:
         return Rollout.of_domain(domain, n_agents, c.ppo, c.policy.recurrent_size)

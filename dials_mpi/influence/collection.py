@@ -3,7 +3,7 @@
 import numpy as np
 
 from dials_mpi.influence.dataset import InfluenceDataset
-from dials_mpi.learning.episodes import JointEpisodes, batches_of
+from dials_mpi.learning.episodes import JointEpisodes, Outcomes, batches_of
 from dials_mpi.simulators.interface import GlobalSimulator, Step
 
 
@@ -12,10 +12,10 @@ def dataset_batches(steps: int, copies: int, horizon: int) -> list[range]:
     return batches_of(-(-steps // horizon), copies)
 
 
-def collect(episodes: JointEpisodes, batch: int, members: range) -> tuple[InfluenceDataset, np.ndarray]:
-    """Plays one batch of episodes; what all N agents see of it, and their returns.
+def collect(episodes: JointEpisodes, batch: int, members: range) -> tuple[InfluenceDataset, Outcomes]:
+    """Plays one batch of episodes; what all N agents see of it, and what it came to.
 
-    The episodes are those that an evaluation at the same training step plays, so the returns can stand for one.
+    The episodes are those that an evaluation at the same training step plays, so the outcomes can stand for one.
 
     Args:
         batch, members: as of `JointEpisodes.play`.

@@ -1,6 +1,7 @@
 """Whole episodes of all agents on the global simulator, in batches."""
 
 from collections.abc import Callable, Generator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,15 @@ from dials_mpi.streams import streams
 def batches_of(episodes: int, copies: int) -> list[range]:
     """Numbers of the episodes in each batch of at most `copies` that are played side by side."""
     return [range(first, min(first + copies, episodes)) for first in range(0, episodes, copies)]
+
+
+class Outcomes(NamedTuple):
+    """What B episodes came to."""
+
+    returns: np.ndarray
+    """[N, B] float32, undiscounted, of every agent; what is paid after an early end included."""
+    ended_early: np.ndarray | None
+    """[N, B] bool, whether `Step.terminated` was true; None in domains whose episodes all last until the horizon."""
 
 
 class JointEpisodes:
@@ -66,16 +76,13 @@ class JointEpisodes:
         batch: int,
         members: range,
         watched: Callable[[GlobalSimulator], SteppedByActions] = lambda simulator: simulator,
-    ) -> np.ndarray:
+    ) -> Outcomes:
         """One episode in each of B copies of the GS.
 
         Args:
             batch: its number.
             members: numbers of its B episodes.
             watched: what steps in the GS's place and looks at it meanwhile.
-
-        Returns:
-            [N, B] float32, undiscounted return of every agent in every episode.
         """
         return finish(self.play_by_steps(batch, members, watched))
 
@@ -84,7 +91,7 @@ class JointEpisodes:
         batch: int,
         members: range,
         watched: Callable[[GlobalSimulator], SteppedByActions] = lambda simulator: simulator,
-    ) -> Generator[None, None, np.ndarray]:
+    ) -> Generator[None, None, Outcomes]:
         """`play`, which yields after each joint step."""
         n_agents, copies = self.domain.n_agents, len(members)
         if self._simulator is None or copies != self._copies:
@@ -101,8 +108,8 @@ def episode_by_steps(
     simulator: SteppedByActions,
     act: Callable[[np.ndarray, np.ndarray | None], np.ndarray | None],
     tick: Callable[[], None],
-) -> Generator[None, None, np.ndarray]:
-    """One episode in each copy of a GS that has been seeded; yields after each step, returns [N, B] float32.
+) -> Generator[None, None, Outcomes]:
+    """One episode in each copy of a GS that has been seeded; yields after each step.
 
     Args:
         act: as of `JointActor`; None where the GS has a controller.
@@ -127,4 +134,6 @@ def episode_by_steps(
         total = total + rewards
         tick()
         yield
-    return total
+    if domain.absorbing_reward is None:
+        return Outcomes(total, None)
+    return Outcomes(total, np.zeros(total.shape, bool) if step.terminated is None else step.terminated.copy())

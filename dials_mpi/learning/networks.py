@@ -337,12 +337,18 @@ def _steps_with_wipe(keep: Tensor | None) -> frozenset[int]:
     return frozenset() if keep is None else frozenset((keep == 0).any(dim=1).nonzero().ravel().tolist())
 
 
-def mean_per_agent(x: Tensor) -> Tensor:
+def mean_per_agent(x: Tensor, counts: Tensor | None = None) -> Tensor:
     """[A, …] → [A] means over all other axes.
 
     Added in float64: how many agents are stacked decides in which order floats are added, and here rounding hides it.
+
+    Args:
+        counts: bool like `x`, which entries count; None: all. The mean of none is 0.
     """
-    return x.flatten(1).mean(dim=1, dtype=torch.float64).float()
+    if counts is None:
+        return x.flatten(1).mean(dim=1, dtype=torch.float64).float()
+    total = torch.where(counts, x, 0.0).flatten(1).sum(dim=1, dtype=torch.float64)
+    return (total / counts.flatten(1).sum(dim=1).clamp(min=1)).float()
 
 
 def as_features(observations: np.ndarray, device: torch.device | str = "cpu") -> Tensor:

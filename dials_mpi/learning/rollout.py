@@ -46,6 +46,9 @@ class Rollout:
     """[A, T / L, B, H] float32, the policy's memory before every L-th step (L: sequence length); H = 0 without one."""
     available: Tensor | None = None
     """[A, T, B, actions] bool, those that the agent had; None in domains that mask none."""
+    over: Tensor | None = None
+    """[A, T + 1, B] bool, whose episode was over before each step and after the last; None in domains whose episodes
+    all last until the horizon. Where a new episode begins, an entry still tells of the one before."""
 
     @classmethod
     def of_domain(
@@ -59,7 +62,8 @@ class Rollout:
         """`empty`, with what the domain needs."""
         masked = domain.n_actions if domain.masks_actions else 0
         sizes = domain.observation_size, state_size
-        return cls.empty(n_agents, settings, *sizes, device, action_size=domain.action_size, masked=masked)
+        ends = domain.absorbing_reward is not None
+        return cls.empty(n_agents, settings, *sizes, device, domain.action_size, masked, ends)
 
     @classmethod
     def empty(
@@ -71,12 +75,14 @@ class Rollout:
         device: torch.device | str = "cpu",
         action_size: int = 0,
         masked: int = 0,
+        ends_early: bool = False,
     ) -> "Rollout":
         """Arrays to be filled in, with T, B and L from the settings and H = `state_size`.
 
         Args:
             action_size: C of continuous actions; 0: they are discrete.
             masked: number of actions that are masked; 0: they are not.
+            ends_early: whether an agent's episode may be over before the horizon.
         """
         length, copies = settings.rollout_length, settings.copies
 
@@ -92,6 +98,7 @@ class Rollout:
             rewards=floats(length, copies),
             states=floats(length // settings.sequence_length, copies, state_size),
             available=floats(length, copies, masked).bool() if masked else None,
+            over=floats(length + 1, copies).bool() if ends_early else None,
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -152,6 +159,8 @@ class Actor:
         length, first_step = into.rewards.shape[1], self._elapsed
         outputs = into.rewards.new_empty(*into.rewards.shape, self._policy.actions.outputs)
         ends = []
+        if into.over is not None:
+            into.over[:, 0] = torch.from_numpy(self._over)
         for t in range(length):
             with self._clock("act"):
                 into.observations[:, t] = torch.from_numpy(self._observations)
@@ -167,6 +176,9 @@ class Actor:
             with self._clock("simulate"):
                 step = self._simulator.step(actions)
                 into.rewards[:, t] = torch.from_numpy(step.rewards)
+                if into.over is not None:
+                    self._over[:] = False if step.terminated is None else step.terminated
+                    into.over[:, t + 1] = torch.from_numpy(self._over)
                 self._elapsed += 1
                 self._look(step.observations)
             if self._elapsed == self._domain.horizon:
@@ -206,6 +218,7 @@ class Actor:
 
     def _new_episode(self) -> None:
         self._elapsed = 0
+        self._over = np.zeros((len(self._policy.agents), self._copies), bool)
         self._look(self._simulator.reset())
         self._state = self._policy.initial_state(self._copies)
 

@@ -107,6 +107,13 @@ class PPOSettings(Settings):
         None, ge=1, description="steps per agent until they are 0; null: the run's steps, as when it was made"
     )
 
+    def check(self, domain) -> None:
+        if self.discount == 1 and domain.absorbing_reward:
+            raise UserError(
+                f"ppo.discount: 1 has no value for an agent of domain {domain.name} whose episode was over early, "
+                f"{domain.absorbing_reward:g} at every step for ever; take less than 1"
+            )
+
     @property
     def rollout_steps(self) -> int:
         """Steps per agent in one rollout, T · B."""

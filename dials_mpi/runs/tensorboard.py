@@ -5,6 +5,7 @@
 | `evaluate/mean_return`                        | mean over agents and episodes, and its standard error,        |
 | `evaluate/standard_error`                     | over episodes                                                 |
 | `evaluate/min_agent`, `evaluate/max_agent`    | lowest and highest mean return of an agent                    |
+| `evaluate/ended_early`                        | share of the episodes in which some agent's was over early    |
 | `evaluate/share_above_reference`              | of the agents, above the best controller at their own places  |
 | `reference/<controller>/mean_return`          | of a hand-coded controller; `standard_error` and so on alike  |
 | `aip/cross_entropy_before`, `…_after`         | nats, held out, of the AIPs before and after a training       |

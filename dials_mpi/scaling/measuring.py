@@ -271,7 +271,7 @@ def _block(c: Configuration, domain: Domain, size: int, seen: Path) -> tuple[dic
     found = {"rollout_bytes": sum(array.nbytes for array in rollout.arrays().values()) // size}
     permutations = stream(c.seed, "predictor/minibatches")
     if c.method.learns_on_gs:
-        learner = PPO(policy, c.ppo, domain.horizon)
+        learner = PPO(policy, c.ppo, domain.horizon, absorbing_reward=domain.absorbing_reward)
         found["block_start"] = time.perf_counter() - begin
         found["learn"] = _quickest(lambda: learner.update(rollout, 0, 0.0, permutations))
         return found, 0.0

@@ -94,10 +94,11 @@ def _parameters(shapes: dict[str, tuple[int, int]]) -> float:
 
 
 def _rollout(c: Configuration, domain: Domain) -> float:
-    """MiB of an agent's `Rollout`: observations, per step four numbers, an action, masks; memories."""
+    """MiB of an agent's `Rollout`: observations, per step four numbers, an action, masks, ends; memories."""
     s = c.ppo
     masks = domain.n_actions if domain.masks_actions else 0
     action = _FLOAT * domain.action_size or 8
     steps = s.rollout_steps * (_FLOAT * (domain.observation_size + 4) + action + masks)
+    ends = 0 if domain.absorbing_reward is None else (s.rollout_length + 1) * s.copies
     memories = s.rollout_length // s.sequence_length * s.copies * c.policy.recurrent_size * _FLOAT
-    return (steps + memories) / MIB
+    return (steps + ends + memories) / MIB

@@ -283,6 +283,8 @@ class _Checks:
         """[A, B] bool."""
         if step.terminated is None:
             return np.zeros(self._size, bool)
+        if self._domain.absorbing_reward is None:
+            self._refuse(".step: terminated is given, but the domain has no absorbing_reward")
         self._expect("step: terminated", step.terminated, (), bool)
         return step.terminated
 

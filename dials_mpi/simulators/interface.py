@@ -188,8 +188,10 @@ class Domain(ABC):
     """Whether agents may at times not take some of the actions. Simulators then have `available_actions`; nobody
     chooses others, and they need not be ready for that."""
 
-    absorbing_reward: float = 0.0
+    absorbing_reward: float | None = None
     """c, what an agent whose episode was over before a step gets at that step, and at every one until the horizon.
+
+    None: all episodes last until the horizon, and steps have no `terminated`.
 
     To a learner for which the horizon is a truncation the absorbing state is worth c / (1 - γ), exactly."""
 

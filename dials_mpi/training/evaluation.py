@@ -1,6 +1,6 @@
 """Returns on the global simulator, of learned policies and of hand-coded controllers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from dials_mpi.config import Configuration
 from dials_mpi.errors import UserError
-from dials_mpi.learning.episodes import JointEpisodes, batches_of, episode_by_steps
+from dials_mpi.learning.episodes import JointEpisodes, Outcomes, batches_of, episode_by_steps
 from dials_mpi.learning.policy import Policy, policy_of_all
 from dials_mpi.learning.rollout import JointActor
 from dials_mpi.runs.policies import policies_of_run
@@ -24,6 +24,13 @@ class Returns:
 
     episodes: np.ndarray
     """[N, E] float32, return of every agent in every episode."""
+    ends: np.ndarray | None = None
+    """[N, E] bool, whose episode was over before the horizon; None in domains where all last until then."""
+
+    @property
+    def ended_early(self) -> float | None:
+        """Share of the episodes in which some agent's was over early, a collision for example."""
+        return None if self.ends is None else float(self.ends.any(axis=0).mean())
 
     @property
     def mean_return(self) -> float:
@@ -42,18 +49,27 @@ class Returns:
         return self.episodes.mean(axis=1, dtype=np.float64)
 
     def as_record(self) -> dict:
+        ended = {} if self.ended_early is None else {"ended_early": round(self.ended_early, 6)}
         return {
             "mean_return": round(self.mean_return, 6),
             "standard_error": round(self.standard_error, 6),
             "episodes": self.episodes.shape[1],
             "min_agent": round(float(self.per_agent.min()), 6),
             "max_agent": round(float(self.per_agent.max()), 6),
+            **ended,
             "per_agent": {"mean_return": [round(float(value), 6) for value in self.per_agent]},
         }
 
     def __str__(self) -> str:
         spread = f"agents {self.per_agent.min():.2f} to {self.per_agent.max():.2f}"
-        return f"{self.mean_return:.2f} ± {self.standard_error:.2f} ({spread})"
+        ended = "" if self.ended_early is None else f", {100 * self.ended_early:.0f} % of the episodes ended early"
+        return f"{self.mean_return:.2f} ± {self.standard_error:.2f} ({spread}{ended})"
+
+
+def joined(parts: Sequence[Outcomes]) -> Returns:
+    """Of batches of episodes, in their order."""
+    returns, ends = zip(*parts, strict=True)
+    return Returns(np.concatenate(returns, axis=1), None if ends[0] is None else np.concatenate(ends, axis=1))
 
 
 def evaluate_actor(
@@ -73,8 +89,7 @@ def evaluate_actor(
         tick: called after every joint step.
     """
     with JointEpisodes(domain, actor, seed, step, tick) as joint:
-        parts = [joint.play(*numbered) for numbered in enumerate(batches_of(episodes, copies or episodes))]
-    return Returns(np.concatenate(parts, axis=1))
+        return joined([joint.play(*numbered) for numbered in enumerate(batches_of(episodes, copies or episodes))])
 
 
 def evaluate_controller(
@@ -99,7 +114,7 @@ def evaluate_controller(
             return None if controller else random_actions(domain, generator, shape, available)
 
         parts.append(play_controller(domain, controller, members, seed, act, tick))
-    return Returns(np.concatenate(parts, axis=1))
+    return joined(parts)
 
 
 def play_controller(
@@ -109,8 +124,8 @@ def play_controller(
     seed: int,
     act: Callable[[np.ndarray, np.ndarray | None], np.ndarray | None] = lambda observations, available: None,
     tick: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """The episodes `members` of `evaluate_controller`, side by side; returns [N, B] float32."""
+) -> Outcomes:
+    """The episodes `members` of `evaluate_controller`, side by side."""
     with domain.global_simulator(len(members), controller) as simulator:
         simulator.seed(streams(seed, "evaluate/simulator", members))
         return finish(episode_by_steps(domain, simulator, act, tick))

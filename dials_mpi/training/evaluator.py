@@ -1,6 +1,6 @@
 """Evaluations of a run that is going on: who plays them, when, and what is kept of them."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from dials_mpi.analysis.reading import open_run
 from dials_mpi.analysis.results import share_above
 from dials_mpi.config import Configuration
-from dials_mpi.learning.episodes import JointEpisodes, batches_of
+from dials_mpi.learning.episodes import JointEpisodes, Outcomes, batches_of
 from dials_mpi.parallel.exchange import Exchange
 from dials_mpi.parallel.layout import Layout
 from dials_mpi.runs.policies import save_policies
@@ -89,9 +89,23 @@ class Evaluator:
             members = {rank: batches[batch] for rank, batch in turn.items()}
             yield members, None if number is None else (number, batches[number])
 
-    def empty_returns(self, episodes: int) -> np.ndarray:
-        """[N, episodes] float32 to be filled in on rank 0, [0, episodes] elsewhere."""
-        return np.empty((self._domain.n_agents if self._record else 0, episodes), np.float32)
+    def empty_outcomes(self, episodes: int) -> Outcomes:
+        """Arrays [N, episodes] to be filled in on rank 0, [0, episodes] elsewhere."""
+        shape = self._domain.n_agents if self._record else 0, episodes
+        ends = None if self._domain.absorbing_reward is None else np.empty(shape, bool)
+        return Outcomes(np.empty(shape, np.float32), ends)
+
+    def gather_outcomes(self, played: Outcomes | None, into: Outcomes, members: Mapping[int, range]) -> None:
+        """Collectors → rank 0.
+
+        Args:
+            played: a batch, on the ranks in `members`; None elsewhere.
+            into: of `empty_outcomes`, columns of which are filled in.
+            members: the episodes of each rank's batch.
+        """
+        pairs = zip(played or (None,) * len(into), into, strict=True)
+        arrays = [(source, target) for source, target in pairs if target is not None]
+        self._exchange.deal_columns(arrays, members, to_owners=False)
 
     def references(self) -> None:
         """Hand-coded controllers on the GS, once, before training; the collectors share the work."""
@@ -102,7 +116,7 @@ class Evaluator:
             def play(_, members, controller=controller):
                 return play_controller(self._domain, controller, members, seed)
 
-            result = Returns(self._shared(batches, play))
+            result = Returns(*self._shared(batches, play))
             if not self._record:
                 continue
             self._record.write(0, "reference", controller=controller, **result.as_record())
@@ -126,12 +140,12 @@ class Evaluator:
             if self._layout.agents(0):
                 self.finish()
         else:
-            self._keep(step, self.empty_returns(0))
+            self._keep(step, self.empty_outcomes(0))
 
-    def by_collection(self, segment: Segment, returns: np.ndarray) -> None:
-        """Records what the episodes collected at the beginning of a segment returned, if an evaluation is due there."""
+    def by_collection(self, segment: Segment, outcomes: Outcomes) -> None:
+        """Records what the episodes collected at the beginning of a segment came to, if an evaluation is due there."""
         if segment.collection_evaluates and self.evaluated < segment.start:
-            self._keep(segment.start, returns)
+            self._keep(segment.start, outcomes)
 
     def finish(self) -> None:
         """Rank 0 does what is left of an evaluation, if it has any; elsewhere nothing."""
@@ -151,33 +165,36 @@ class Evaluator:
 
     def _alone(self, step: int, batches: list[range]) -> Generator[None, None, None]:
         """Yields after each joint step; whoever lets it go on books the time."""
-        returns = self.empty_returns(batches[-1].stop)
+        outcomes = self.empty_outcomes(batches[-1].stop)
         with self.joint_episodes(step) as episodes:
             for number, members in enumerate(batches):
-                returns[:, members] = yield from episodes.play_by_steps(number, members)
-        self._keep(step, returns)
+                played = yield from episodes.play_by_steps(number, members)
+                for part, into in zip(played, outcomes, strict=True):
+                    if into is not None:
+                        into[:, members] = part
+        self._keep(step, outcomes)
 
-    def _shared(self, batches: list[range], play: Callable[[int, range], np.ndarray]) -> np.ndarray:
-        """Returns of batches of episodes that the collectors share; as `empty_returns`, filled in.
+    def _shared(self, batches: list[range], play: Callable[[int, range], Outcomes]) -> Outcomes:
+        """Of batches of episodes that the collectors share; as `empty_outcomes`, filled in.
 
         Args:
-            play: called with number and episodes of a batch; its returns [N, B] float32.
+            play: called with number and episodes of a batch.
         """
         self._clock.stage = "evaluate"
-        returns = self.empty_returns(batches[-1].stop)
+        outcomes = self.empty_outcomes(batches[-1].stop)
         for members, mine in self.turns(batches):
             with self._clock("evaluate"):
                 part = play(*mine) if mine else None
-            self._exchange.deal_columns([(part, returns)], members, to_owners=False)
-        return returns
+            self.gather_outcomes(part, outcomes, members)
+        return outcomes
 
-    def _keep(self, step: int, returns: np.ndarray) -> None:
-        """Writes figures and what is published; `returns` [N, E] on rank 0."""
+    def _keep(self, step: int, outcomes: Outcomes) -> None:
+        """Writes figures and what is published; `outcomes` are on rank 0."""
         self.evaluated = step
         if not self._record:
             self._checkpoints.evaluated(step, None)
             return
-        result = Returns(returns)
+        result = Returns(*outcomes)
         record = result.as_record()
         folder = self._record.directory.path
         if self._record.reference is not None:
