@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cliff import Cliff, CliffSettings
+from cliff import Cliff, CliffLocalSimulator, CliffSettings
 from conftest import SMALL, of_mode
 from test_command_line import one_line
 
@@ -196,3 +196,23 @@ def test_a_domain_whose_steps_terminate_says_what_is_paid_afterwards():
     assert str(error.value) == (
         "domain cliff: GlobalSimulator.step: terminated is given, but the domain has no absorbing_reward"
     )
+
+
+def test_a_local_simulator_that_ends_elsewhere_than_the_global_one_is_refused():
+    """Although it pays and shows the same."""
+
+    class GoesOn(CliffLocalSimulator):
+        def step(self, *arguments):
+            step = super().step(*arguments)
+            return step._replace(terminated=np.zeros(self._shape, bool))
+
+    class Mine(Cliff):
+        def local_simulator(self, agents, copies):
+            return GoesOn(len(agents), copies, self.settings)
+
+    with pytest.raises(UserError) as error:
+        check_domain(Mine(2, CliffSettings()))
+    line = str(error.value)
+    assert "lives another one: first at step 0, agent 0, copy " in line
+    assert "where the early end is 0 instead of 1; different are 0 of " in line
+    assert " early ends (disagreement 1, " in line

@@ -17,7 +17,7 @@ _COPIES = 3
 _STEPS = 12
 _REPLAYED_STEPS = 100
 _MOST_REPLAYED_COPIES = 10
-_MET_WITH = ("local state", "observation", "reward", "available action")
+_MET_WITH = ("local state", "observation", "reward", "available action", "early end")
 """In the order of `replay.Episode`."""
 _REMEDY = (
     "influence_sources must be the u_t of the last step, local_states x_t as it is now, and LocalSimulator must act on "
@@ -234,7 +234,7 @@ def _check_agreement(domain: Domain, replayed: Replay) -> None:
         if not differs.any():
             continue
         agent, t, copy, *entry = index = earliest(differs)
-        step = t if what == "reward" else t - 1
+        step = t if what in ("reward", "early end") else t - 1
         if first is None or step < first[0]:
             name = f"{what} (entry {entry[0]})" if entry else what
             values = f"{float(relived[index]):g} instead of {float(recorded[index]):g}"

@@ -20,6 +20,8 @@ class Episode(NamedTuple):
     """[N, T, B] float32."""
     available: np.ndarray | None
     """[N, T + 1, B, actions] bool; None in domains that mask none."""
+    terminated: np.ndarray | None
+    """[N, T, B] bool; None in domains whose episodes all last until the horizon."""
 
 
 class Replay(NamedTuple):
@@ -92,6 +94,7 @@ class _Recorder:
         self.observations: list[np.ndarray] = []
         self.rewards: list[np.ndarray] = []
         self.available: list[np.ndarray] = []
+        self.terminated: list[np.ndarray] = []
 
     def start(self, observations: np.ndarray) -> None:
         self.observations.append(observations.copy())
@@ -103,9 +106,12 @@ class _Recorder:
     def add(self, step: Step) -> None:
         self.start(step.observations)
         self.rewards.append(step.rewards.copy())
+        if self._domain.absorbing_reward is not None:
+            over = np.zeros(step.rewards.shape, bool) if step.terminated is None else step.terminated
+            self.terminated.append(over.copy())
 
     def episode(self) -> Episode:
-        met_with = self.local_states, self.observations, self.rewards, self.available
+        met_with = self.local_states, self.observations, self.rewards, self.available, self.terminated
         return Episode(*(np.stack(rows, axis=1) if rows else None for rows in met_with))
 
 
