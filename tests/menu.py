@@ -49,6 +49,9 @@ class Menu(Ring):
     def local_simulator(self, agents, copies):
         return MenuLocalSimulator(len(agents), copies)
 
+    def draw(self, simulator, axes, copy=0):
+        return axes.imshow(simulator._bits[None, :, copy], vmin=0, vmax=1), "bit"
+
 
 class _Mixed:
     """Every other agent sees a third thing, what its bit is not, and only these may take the delicacy."""

@@ -324,22 +324,27 @@ def test_first_policies_aim_at_the_middle_with_the_deviation_that_is_set():
     assert PolicySettings().initial_log_deviation == -0.5
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
-@pytest.mark.parametrize("n_samples", [7, 800])
-def test_how_many_agents_are_stacked_changes_no_bit_of_what_deviations_learn(size, n_samples):
+@pytest.mark.parametrize("size", [1, 2])
+def test_how_many_agents_are_stacked_changes_no_bit_of_what_deviations_learn(size):
+    """With two threads: they part a sum in other places if there is more of it."""
     g = torch.Generator().manual_seed(0)
-    means, actions = (torch.randn(25, 3, n_samples, size, generator=g) for _ in range(2))
-    log_deviation = torch.randn(25, 1, size, generator=g)
+    means, actions = (torch.randn(4, 100, 800, size, generator=g) for _ in range(2))
+    log_deviation = torch.randn(4, 1, size, generator=g)
 
     def gradient(rows):
         mine = log_deviation[rows].clone().requires_grad_()
         distribution = Gaussian(means[rows], mine)
-        (distribution.log_probability(actions[rows]).exp() + distribution.entropy()).sum().backward()
+        (distribution.log_probability(actions[rows]) + distribution.entropy()).sum().backward()
         return mine.grad
 
-    whole = gradient(slice(None))
-    for row in range(25):
-        assert torch.equal(gradient(slice(row, row + 1))[0], whole[row])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        whole = gradient(slice(None))
+        for row in range(4):
+            assert torch.equal(gradient(slice(row, row + 1))[0], whole[row])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def aim(gs=AimGlobalSimulator, ls=AimLocalSimulator, **attributes):
@@ -539,8 +544,12 @@ def test_kinds_go_through_a_whole_run_and_policies_do_not_change_places(command_
         "dials_mpi: mixed: agent 1 would act by the policy of the run's agent 2, which is of another kind; evaluate "
         "with the run's number of agents"
     )
-    result = tool("export_policy.py", "runs/r", "--agent=1", "--env=menu:Mixed", folder=command_line.folder,
-                  PYTHONPATH=command_line.environment["PYTHONPATH"])  # fmt: skip
+    more = {"folder": command_line.folder, "PYTHONPATH": command_line.environment["PYTHONPATH"]}
+    picture = ["--env=menu:Mixed", "--at=9", "--out=a.png"]
+    for arguments in (["runs/r"], ["runs/r", "--simulator=ls", "--agent=1"], ["--controller=random"]):
+        result = tool("render.py", *arguments, *picture, **more)
+        assert result.returncode == 0, result.stderr
+    result = tool("export_policy.py", "runs/r", "--agent=1", "--env=menu:Mixed", **more)
     assert result.returncode == 0, result.stderr
     card = json.loads((command_line.folder / "exported" / "r" / "agent_0001.json").read_text())
     assert card["agent"] == {"id": 1, "row": 0, "column": 1, "kind": 1}

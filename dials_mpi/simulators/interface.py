@@ -1,13 +1,14 @@
 """What a domain offers to the rest of the package: the extension point.
 
-| symbol | meaning                                              |
-|--------|------------------------------------------------------|
-| N      | agents in the system                                 |
-| A      | agents that one simulator holds (A = N in the GS)    |
-| B      | copies of the simulation that are stepped at once    |
-| O      | size of one agent's observation                      |
-| D      | size of one agent's local state, what the AIP sees   |
-| U, C   | influence sources per agent, classes per source      |
+| symbol | meaning                                                |
+|--------|--------------------------------------------------------|
+| N      | agents in the system                                   |
+| A      | agents that one simulator holds (A = N in the GS)      |
+| B      | copies of the simulation that are stepped at once      |
+| O      | size of one agent's observation                        |
+| D      | size of one agent's local state, what the AIP sees     |
+| U, C   | influence sources per agent, classes per source        |
+| C      | where it is about actions: numbers of a continuous one |
 
 The agent axis always comes first. Episodes have a fixed length, `Domain.horizon`; all copies start and end together.
 The horizon is a time limit (truncation): the learner bootstraps from the last observation. An agent whose episode is
