@@ -168,6 +168,7 @@ def evaluation_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of the episodes (default: the run's + 1; the run's own repeats those that chose the best policies)",
     )
+    p.add_argument("--argmax", action="store_true", help="agents take their most probable actions, and draw none")
     p.add_argument("--agents", type=at_least(1), metavar="N", help="size of another system, see below")
     p.add_argument(
         "--set",

@@ -59,7 +59,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         f"{file}, step {step:,}: {domain.name} with {_sizes(domain, trained_domain)}, {episodes} episodes, seed {seed}"
     )
     try:
-        returns = evaluate_actor(domain, actor, episodes, seed, step, copies, tick)
+        returns = evaluate_actor(domain, actor, episodes, seed, step, copies, tick, arguments.argmax)
         progress.say(f"policies: return {returns}")
         references = {}
         for controller in controllers:
@@ -78,6 +78,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             "trained_agents": trained_on.agents,
             "placement": placement.tolist(),
             "seed": seed,
+            "argmax": arguments.argmax,
             "evaluate": returns.as_record(),
             "references": {name: result.as_record() for name, result in references.items()},
             "versions": versions(),

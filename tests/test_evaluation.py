@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import CommandLine
 from test_command_line import one_line
 
@@ -205,6 +206,26 @@ def test_policies_placed_on_a_larger_grid_earn_what_they_earn_there(small_run, t
     for agent, source in enumerate(result["placement"]):
         policy.parameters[agent] = trained.parameters[source]
     assert evaluate_actor(large, Player(policy), 3, 4, step).as_record() == result["evaluate"]
+
+
+def test_with_argmax_agents_take_their_most_probable_actions(small_run, tmp_path):
+    c = resolve([("run", open_run(small_run).configuration)], 1)
+    domain = make_domain("warehouse", 4, c.domain)
+    _, step, policy = load_policy(small_run, c, domain)
+    player = Player(policy)
+    player.start(2, None)
+    observations = np.random.default_rng(0).integers(2, size=(4, 2, domain.observation_size)).astype(np.uint8)
+    state = policy.initial_state(2)
+    for _ in range(3):
+        logits, _, state = policy.step(torch.from_numpy(observations).float(), state)
+        assert np.array_equal(player.act(observations), logits.argmax(dim=-1).numpy())
+    assert main(["evaluate", str(small_run), "--argmax", "--episodes=3", f"--out={tmp_path / 'a.json'}"]) == 0
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert result["argmax"] is True
+    expected = evaluate_actor(domain, player, 3, 4, step, argmax=True)
+    assert result["evaluate"] == expected.as_record()
+    drawn = evaluate_actor(domain, player, 3, 4, step)
+    assert not np.array_equal(drawn.episodes, expected.episodes)
 
 
 def test_many_episodes_are_played_in_batches_that_begin_alike(small_run):

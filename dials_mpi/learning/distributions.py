@@ -36,6 +36,10 @@ class Categorical:
         """[A, B] int64 by the Gumbel-max trick, each agent's from its own stream; for logits [A, B, actions]."""
         return (self._logits + torch.from_numpy(noise.next()).to(self._logits.device)).argmax(dim=-1)
 
+    def mode(self) -> Tensor:
+        """[A, B] int64, the most probable action; the first of several."""
+        return self._logits.argmax(dim=-1)
+
     def log_probability(self, actions: Tensor) -> Tensor:
         """[...] of actions [...]."""
         return self._logarithms.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
@@ -67,6 +71,10 @@ class Gaussian:
     def sample(self, noise: NoiseBuffer) -> Tensor:
         """[A, B, C] float32, each agent's from its own stream; for means [A, B, C]."""
         return self._mean + self._log_deviation.exp() * torch.from_numpy(noise.next()).to(self._mean.device)
+
+    def mode(self) -> Tensor:
+        """[A, B, C] float32, the mean."""
+        return self._mean
 
     def log_probability(self, actions: Tensor) -> Tensor:
         """[A, ...] logarithms of the density at actions [A, ..., C]."""

@@ -39,6 +39,7 @@ class JointEpisodes:
         step: training steps so far.
         tick: called after every joint step.
         purpose: what the random streams are named after, `evaluate` or `train`.
+        argmax: whether agents take their most probable actions instead of drawing them.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class JointEpisodes:
         step: int,
         tick: Callable[[], None] = lambda: None,
         purpose: str = "evaluate",
+        argmax: bool = False,
     ):
         self.domain = domain
         self._actor = actor
@@ -56,6 +58,7 @@ class JointEpisodes:
         self._step = step
         self._tick = tick
         self._purpose = purpose
+        self._argmax = argmax
         self._simulator: GlobalSimulator | None = None
         self._copies = 0
 
@@ -99,7 +102,8 @@ class JointEpisodes:
             self._simulator, self._copies = self.domain.global_simulator(copies), copies
         self._simulator.seed(streams(self._seed, f"{self._purpose}/simulator", members, self._step))
         acting = range(batch * n_agents, (batch + 1) * n_agents)
-        self._actor.start(copies, streams(self._seed, f"{self._purpose}/actions", acting, self._step))
+        generators = None if self._argmax else streams(self._seed, f"{self._purpose}/actions", acting, self._step)
+        self._actor.start(copies, generators)
         return (yield from episode_by_steps(self.domain, watched(self._simulator), self._actor.act, self._tick))
 
 

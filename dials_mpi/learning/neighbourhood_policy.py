@@ -86,9 +86,9 @@ class NeighbourhoodPlayers:
         parameters = torch.from_numpy(rows["policy"])
         self._network = neighbourhood_policy(everyone, inputs, domain.n_actions, settings, None, parameters=parameters)
 
-    def start(self, copies: int, generators: Sequence[np.random.Generator]) -> None:
+    def start(self, copies: int, generators: Sequence[np.random.Generator] | None) -> None:
         """As of `JointActor`."""
-        self._noise = NoiseBuffer(generators, (copies, self._n_actions), gumbel)
+        self._noise = None if generators is None else NoiseBuffer(generators, (copies, self._n_actions), gumbel)
 
     def act(self, observations: np.ndarray, available: np.ndarray | None = None) -> np.ndarray:
         """As of `JointActor`."""
@@ -96,4 +96,5 @@ class NeighbourhoodPlayers:
         here = self._ids >= 0
         seen[here] = observations[self._ids[here]]
         logits, _ = self._network.step(side_by_side(seen), None)
-        return Categorical(logits).sample(self._noise).numpy()
+        distribution = Categorical(logits)
+        return (distribution.mode() if self._noise is None else distribution.sample(self._noise)).numpy()

@@ -237,12 +237,13 @@ class Actor:
 class JointActor(Protocol):
     """Acts for all N agents at once: all that collection, evaluation, `evaluate` and the tools know of a method."""
 
-    def start(self, copies: int, generators: Sequence[np.random.Generator]) -> None:
+    def start(self, copies: int, generators: Sequence[np.random.Generator] | None) -> None:
         """Before an episode in B copies.
 
         Args:
             copies: B.
-            generators: a stream for each agent, for its actions.
+            generators: a stream for each agent, for its actions; None: nothing is drawn, and every agent takes its most
+                probable action.
         """
 
     def act(self, observations: np.ndarray, available: np.ndarray | None = None) -> np.ndarray:
@@ -259,9 +260,9 @@ class Player:
     def __init__(self, policy: Policy):
         self._policy = policy
 
-    def start(self, copies: int, generators: Sequence[np.random.Generator]) -> None:
+    def start(self, copies: int, generators: Sequence[np.random.Generator] | None) -> None:
         """As of `JointActor`; memories are wiped."""
-        self._noise = self._policy.noise(generators, copies)
+        self._noise = None if generators is None else self._policy.noise(generators, copies)
         self._state = self._policy.initial_state(copies)
 
     def act(self, observations: np.ndarray, available: np.ndarray | None = None) -> np.ndarray:
@@ -269,7 +270,9 @@ class Player:
         policy = self._policy
         outputs, _, self._state = policy.step(as_features(observations, policy.device), self._state)
         may = None if available is None else torch.from_numpy(available).to(policy.device)
-        return policy.actions.executed(policy.distribution(outputs, may).sample(self._noise)).cpu().numpy()
+        distribution = policy.distribution(outputs, may)
+        chosen = distribution.mode() if self._noise is None else distribution.sample(self._noise)
+        return policy.actions.executed(chosen).cpu().numpy()
 
 
 def independent_players(configuration, domain: Domain, rows: Mapping[str, np.ndarray]) -> Player:

@@ -80,15 +80,17 @@ def evaluate_actor(
     step: int,
     copies: int | None = None,
     tick: Callable[[], None] = lambda: None,
+    argmax: bool = False,
 ) -> Returns:
     """Plays `episodes` episodes in which a method acts for all N agents.
 
     Args:
+        argmax: as of `JointEpisodes`.
         step: training steps so far; every evaluation has streams of its own.
         copies: how many episodes are played side by side; None: all.
         tick: called after every joint step.
     """
-    with JointEpisodes(domain, actor, seed, step, tick) as joint:
+    with JointEpisodes(domain, actor, seed, step, tick, argmax=argmax) as joint:
         return joined([joint.play(*numbered) for numbered in enumerate(batches_of(episodes, copies or episodes))])
 
 
