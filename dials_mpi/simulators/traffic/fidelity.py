@@ -15,8 +15,8 @@ def agreement(replayed: Replay, lanes: int) -> dict[str, np.ndarray]:
     Args:
         lanes: incoming lanes per intersection, U.
     """
-    (states, _, rewards), (local_states, _, local_rewards) = replayed
-    states, local_states = states[:, 1:], local_states[:, 1:]  # roads are empty at the start
+    states, local_states = (episode.local_states[:, 1:] for episode in replayed)  # roads are empty at the start
+    rewards, local_rewards = (episode.rewards for episode in replayed)
     cells = states.reshape(*states.shape[:3], lanes, -1)
     local_cells = local_states.reshape(cells.shape)
     queues, local_queues = cells.sum(axis=-1, dtype=np.float64), local_cells.sum(axis=-1, dtype=np.float64)
