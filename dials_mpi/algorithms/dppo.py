@@ -11,6 +11,7 @@ Neighbours tell each other what they observe and their advantages, and nothing e
 gradients as well. CPPO is a setting of it: `dppo.critic_radius: null`, critics that see everybody.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor
 
 from dials_mpi.config import Configuration
-from dials_mpi.learning.episodes import batches_of
+from dials_mpi.learning.distributions import Categorical
 from dials_mpi.learning.neighbourhood_policy import neighbourhood_critic, neighbourhood_policy, side_by_side
-from dials_mpi.learning.networks import StackedNetwork
+from dials_mpi.learning.networks import StackedNetwork, mean_per_agent
 from dials_mpi.learning.optimiser import Adam
+from dials_mpi.learning.ppo import episode_starts, generalised_advantages, normalise, variance_per_agent
 from dials_mpi.learning.transitions import Transitions, collect_transitions
 from dials_mpi.parallel.neighbours import Neighbours
 from dials_mpi.simulators.interface import Domain
@@ -62,7 +64,7 @@ def play(session: Session, step: int) -> Transitions:
     c = session.configuration
     data = Transitions.empty(len(session.agents), c.dppo.episodes, session.domain)
     with session.evaluator.joint_episodes(step, "train") as episodes:
-        for members, mine in session.evaluator.turns(batches_of(c.dppo.episodes, c.dppo.episodes)):
+        for members, mine in session.evaluator.turns([range(c.dppo.episodes)]):
             seen = {}
             if mine:
                 with session.clock("simulate"):
@@ -94,8 +96,7 @@ class Learner:
     ):
         c = configuration
         self._settings = s = c.dppo
-        self._horizon = domain.horizon
-        self._absorbed = domain.absorbing_reward * s.reward_scale / (1 - s.discount)
+        self._absorbing_value = s.reward_scale * (domain.absorbing_reward or 0.0) / (1 - s.discount)
         self._actors_see = actors_see
         self._critics_see = critics_see
         self._mean = mean
@@ -123,58 +124,58 @@ class Learner:
         remaining = 1.0 - progress if s.anneal else 1.0
         a, episodes, length = data.actions.shape
         observations = data.observations.reshape(a, -1, data.observations.shape[-1])  # [A, E (T + 1), O]
-        seen = side_by_side(self._critics_see.gather(observations)).to(self._device)
+        seen = self._here(side_by_side(self._critics_see.gather(observations)))
         values = self.critic.step(seen, None)[0][..., 0].view(a, episodes, length + 1)
-        alive = torch.from_numpy(~_before(data.terminated)).float().to(self._device)
-        over = torch.from_numpy(data.terminated).to(self._device)
-        advantages = self._advantages(
-            torch.from_numpy(data.rewards).to(self._device) * s.reward_scale, values, alive, over
-        )
-        targets = advantages + values[..., :-1]
-        of_neighbours = self._critics_see.gather(advantages.cpu().numpy())  # [A, K, E, T]
+        over, counts = self._here(data.terminated), self._here(~_before(data.terminated))
+        # V of what the last observation shows follows the horizon, the absorbing reward for ever an early end.
+        following = torch.where(over, self._absorbing_value, values[..., 1:])
+        rewards = self._here(data.rewards)
+        by_time = (x.transpose(1, 2) for x in (rewards * s.reward_scale, values[..., :-1], following))
+        starts = episode_starts(0, length, length)
+        advantages = generalised_advantages(*by_time, starts, s.discount, s.gae_lambda, counts.transpose(1, 2))
+        advantages = advantages.transpose(1, 2).contiguous()
         whole = torch.zeros_like(advantages)
-        for place in torch.from_numpy(of_neighbours).to(self._device).unbind(1):
-            whole += place
+        for of_neighbour in self._here(self._critics_see.gather(advantages.cpu().numpy())).unbind(1):
+            whole += of_neighbour
 
-        # Steps at which somebody's episode was going on, side by side: [A, M, …], the same for all agents.
-        going_on = torch.from_numpy(~_before(data.all_over[:1])[0]).flatten().nonzero().ravel()
+        # Steps at which somebody's episode was going on, side by side: [A, 1, M, …], the same for all agents.
+        going_on = self._here(~_before(data.all_over[:1])[0]).flatten().nonzero().ravel()
 
         def at_work(x: Tensor) -> Tensor:
-            return x.flatten(1, 2)[:, going_on]
+            return x.flatten(1, 2)[:, None, going_on]
 
-        by_policy = side_by_side(self._actors_see.gather(observations)).to(self._device)
+        by_policy = self._here(side_by_side(self._actors_see.gather(observations)))
         steps = (a, episodes, length + 1, -1)
         by_policy, seen = (at_work(x.view(steps)[:, :, :-1]) for x in (by_policy, seen))
-        actions, targets_, weights = map(at_work, (torch.from_numpy(data.actions).long(), targets, alive))
-        advantages_ = normalise(at_work(whole), weights)
+        actions, targets = at_work(self._here(data.actions).long()), at_work(advantages + values[..., :-1])
+        counts = at_work(counts)
+        normalised = normalise(at_work(whole), counts)
         with torch.no_grad():
-            before = log_probabilities(self.policy, by_policy).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+            before = Categorical(self.policy.unroll(by_policy, None)).log_probability(actions)
 
-        learning = torch.ones(a, dtype=torch.bool)
+        learning = torch.ones(a, dtype=torch.bool, device=self._device)
         found: dict[str, Tensor] = {}
-        epochs = torch.zeros(a)
+        epochs = torch.zeros(a, device=self._device)
         count = max(1, round(len(going_on) / s.minibatch_size))
         for _ in range(s.epochs):
             sums: dict[str, Tensor] = {}
             for batch in np.array_split(permutations.permutation(len(going_on)), count):
-                batch = torch.from_numpy(batch)
-                w = weights[:, batch]
-                distribution = log_probabilities(self.policy, by_policy[:, batch])
-                log_ratio = distribution.gather(-1, actions[:, batch].unsqueeze(-1)).squeeze(-1) - before[:, batch]
-                ratio, advantage = log_ratio.exp(), advantages_[:, batch]
-                clipped = ratio.clamp(1 - s.clip, 1 + s.clip) * advantage
-                policy_loss = -weighted_mean(torch.min(ratio * advantage, clipped), w)
-                entropy = -weighted_mean((distribution.exp() * distribution).sum(dim=-1), w)
+                mean = functools.partial(mean_per_agent, counts=counts[:, :, batch])
+                distribution = Categorical(self.policy.unroll(by_policy[:, :, batch], None))
+                log_ratio = distribution.log_probability(actions[:, :, batch]) - before[:, :, batch]
+                ratio, advantage = log_ratio.exp(), normalised[:, :, batch]
+                policy_loss = -mean(torch.min(ratio * advantage, ratio.clamp(1 - s.clip, 1 + s.clip) * advantage))
+                entropy = mean(distribution.entropy())
                 self.policy.backward((policy_loss - s.entropy_coefficient * entropy).sum())
                 norm = self._step(self.policy_optimiser, self.policy, s.policy_learning_rate * remaining, learning)
 
-                error = (_unrolled(self.critic, seen[:, batch])[..., 0] - targets_[:, batch]).square()
-                value_loss = 0.5 * weighted_mean(error, w)
+                error = (self.critic.unroll(seen[:, :, batch], None)[..., 0] - targets[:, :, batch]).square()
+                value_loss = 0.5 * mean(error)
                 self.critic.backward(value_loss.sum())
                 self._step(self.critic_optimiser, self.critic, s.critic_learning_rate * remaining)
 
                 with torch.no_grad():
-                    kl = weighted_mean(ratio - 1 - log_ratio, w)
+                    kl = mean(ratio - 1 - log_ratio)
                 values_ = (policy_loss, value_loss, entropy, kl, norm)
                 names = ("policy_loss", "value_loss", "entropy", "approx_kl", "gradient_norm")
                 for name, value in zip(names, values_, strict=True):
@@ -184,32 +185,17 @@ class Learner:
             epochs += learning
             if s.target_kl is not None:
                 learning = learning & (self._over_agents(sums["approx_kl"]) <= _STOP_AT * s.target_kl)
-        unexplained = variance(at_work(advantages), weights) / variance(targets_, weights).clamp(min=1e-8)
-        found |= {
-            "explained_variance": 1 - unexplained,
+        unexplained = variance_per_agent(at_work(advantages), counts)
+        return {
+            **found,
+            "explained_variance": 1 - unexplained / variance_per_agent(targets, counts).clamp(min=1e-8),
             "epochs": epochs,
-            "training_return": torch.from_numpy(data.rewards).mean(dim=(1, 2), dtype=torch.float64).float()
-            * self._horizon,
+            "training_return": mean_per_agent(rewards) * length,
         }
-        return found
 
-    def _advantages(self, rewards: Tensor, values: Tensor, alive: Tensor, over: Tensor) -> Tensor:
-        """Generalised advantages [A, E, T] of each agent's own rewards; 0 once its episode is over.
-
-        At the horizon an episode is cut off, and V of its last observation follows. What follows a terminating step is
-        worth the absorbing reward for ever.
-        """
-        s = self._settings
-        ends = over & (alive > 0)
-        following = torch.where(ends, self._absorbed, values[..., 1:])
-        deltas = (rewards + s.discount * following - values[..., :-1]) * alive
-        goes_on = (~over).float()
-        advantages = torch.empty_like(deltas)
-        running = torch.zeros_like(deltas[..., 0])
-        for t in range(deltas.shape[-1] - 1, -1, -1):
-            running = torch.addcmul(deltas[..., t], running, goes_on[..., t], value=s.discount * s.gae_lambda)
-            advantages[..., t] = running
-        return advantages
+    def _here(self, x: np.ndarray | Tensor) -> Tensor:
+        """Where this block computes."""
+        return torch.as_tensor(x, device=self._device)
 
     def _step(
         self, optimiser: Adam, network: StackedNetwork, learning_rate: float, learning: Tensor | None = None
@@ -219,7 +205,7 @@ class Learner:
         Agents that do not learn take none, though Adam's clock goes on for them as well: it is the block's.
         """
         if self._mean:
-            network.gradients.copy_(torch.from_numpy(self._mean(network.gradients.cpu().numpy())))
+            network.share_gradients(self._mean)
         kept = network.parameters, optimiser.first_moment, optimiser.second_moment
         rests = None if learning is None or learning.all() else (~learning).nonzero().ravel()
         rows = [] if rests is None else [x[rests].clone() for x in kept]
@@ -232,7 +218,7 @@ class Learner:
         """[A] what decides whether an agent goes on learning: of a shared policy the mean of all agents."""
         if not self._mean:
             return kl
-        return torch.from_numpy(self._mean(kl.cpu().numpy()[:, None])).expand(len(kl))
+        return self._here(self._mean(kl.cpu().numpy()[:, None])).expand(len(kl))
 
 
 def _before(over: np.ndarray) -> np.ndarray:
@@ -240,29 +226,3 @@ def _before(over: np.ndarray) -> np.ndarray:
     before = np.zeros_like(over)
     before[..., 1:] = over[..., :-1]
     return before
-
-
-def _unrolled(network: StackedNetwork, features: Tensor) -> Tensor:
-    """Outputs [A, M, …] of a network without memory, with gradients."""
-    return network.unroll(features.unsqueeze(1), None)[:, 0]
-
-
-def log_probabilities(policy: StackedNetwork, features: Tensor) -> Tensor:
-    """log π(a | …) of all actions, [A, M, actions]."""
-    return torch.log_softmax(_unrolled(policy, features), dim=-1)
-
-
-def weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
-    """[A] means of [A, M]; 0 without any weight. Added in float64, as of `mean_per_agent`."""
-    total = (x * weights).sum(dim=1, dtype=torch.float64)
-    return (total / weights.sum(dim=1, dtype=torch.float64).clamp(min=1)).float()
-
-
-def variance(x: Tensor, weights: Tensor) -> Tensor:
-    """[A] variances of [A, M]."""
-    return weighted_mean((x - weighted_mean(x, weights)[:, None]).square(), weights)
-
-
-def normalise(x: Tensor, weights: Tensor) -> Tensor:
-    """Zero mean and unit variance for each agent of [A, M]."""
-    return (x - weighted_mean(x, weights)[:, None]) / (variance(x, weights).sqrt()[:, None] + 1e-8)

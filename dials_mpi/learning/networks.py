@@ -124,6 +124,10 @@ class StackedNetwork:
         """Fills `gradients` with those of `loss`, a scalar made from what `unroll` returned."""
         torch._foreach_copy_(self._gradient_views, torch.autograd.grad(loss, list(self._views.values())))
 
+    def share_gradients(self, mean: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Each agent's becomes that of all; `mean` of rows [A, P] over all agents, [P] float32."""
+        self.gradients.copy_(torch.from_numpy(mean(self.gradients.cpu().numpy())))
+
     def _feed_forward(
         self,
         features: Tensor,

@@ -130,8 +130,7 @@ class PPO:
                 losses = policy_loss + s.value_coefficient * value_loss - entropy_coefficient * entropy
                 self.policy.network.backward(losses.sum())  # a sum, so that agents do not share a learning rate
                 if self._mean:
-                    gradients = self.policy.network.gradients
-                    gradients.copy_(torch.from_numpy(self._mean(gradients.cpu().numpy())))
+                    self.policy.network.share_gradients(self._mean)
                 gradient_norm = self.optimiser.step(learning_rate, s.max_gradient_norm)
 
                 if epoch == s.epochs - 1:
