@@ -105,8 +105,8 @@ def _work(
                 record.progress.say(rounded)
             if resumed:
                 record.progress.say(f"resumed at step {done:,} of {configuration.steps:,}")
-                for section in configuration.sections.values():
-                    if remark := section.remark(configuration.steps):
+                for name, section in configuration.sections.items():
+                    if remark := section.remark(name, configuration.steps):
                         record.progress.say(f"note: {remark}")
         if directory:
             stop.watch(directory.path)

@@ -16,8 +16,8 @@ class Settings(BaseModel):
     def check(self, domain) -> None:
         """Raises UserError if they do not go together with the domain of the run."""
 
-    def remark(self, steps: int) -> str | None:
-        """What is to be said of them when a run of so many steps goes on."""
+    def remark(self, section: str, steps: int) -> str | None:
+        """What is to be said of them, under that name, when a run of so many steps goes on."""
         return None
 
     @field_validator("*", mode="before")

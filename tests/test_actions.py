@@ -155,8 +155,10 @@ def complaint(domain) -> str:
     return str(error.value)
 
 
-def menu(gs=MenuGlobalSimulator, ls=MenuLocalSimulator, **attributes):
-    class Mine(Menu):
+def changed(cls, gs, ls, **attributes):
+    """A domain of three agents with other simulators and attributes."""
+
+    class Mine(cls):
         def global_simulator(self, copies, controller=None):
             return gs(self.n_agents, copies)
 
@@ -167,6 +169,10 @@ def menu(gs=MenuGlobalSimulator, ls=MenuLocalSimulator, **attributes):
     for name, value in attributes.items():
         setattr(domain, name, value)
     return domain
+
+
+def menu(gs=MenuGlobalSimulator, ls=MenuLocalSimulator, **attributes):
+    return changed(Menu, gs, ls, **attributes)
 
 
 def masking(kind, change):
@@ -348,17 +354,7 @@ def test_how_many_agents_are_stacked_changes_no_bit_of_what_deviations_learn(siz
 
 
 def aim(gs=AimGlobalSimulator, ls=AimLocalSimulator, **attributes):
-    class Mine(Aim):
-        def global_simulator(self, copies, controller=None):
-            return gs(self.n_agents, copies)
-
-        def local_simulator(self, agents, copies):
-            return ls(len(agents), copies)
-
-    domain = Mine(3, DomainSettings())
-    for name, value in attributes.items():
-        setattr(domain, name, value)
-    return domain
+    return changed(Aim, gs, ls, **attributes)
 
 
 def test_a_gaussian_policy_finds_the_known_optimum():

@@ -20,8 +20,8 @@ from mpi4py import MPI  # noqa: E402
 
 from dials_mpi.parallel.exchange import transfer  # noqa: E402
 from dials_mpi.parallel.layout import Layout  # noqa: E402
-from dials_mpi.parallel.neighbours import LATENESS, Neighbours  # noqa: E402
-from dials_mpi.parallel.waiting import wait  # noqa: E402
+from dials_mpi.parallel.neighbours import Neighbours  # noqa: E402
+from dials_mpi.parallel.waiting import LATENESS_OF_PEERS, wait  # noqa: E402
 from dials_mpi.runs.clock import Clock  # noqa: E402
 from dials_mpi.simulators.grid import grid_graph  # noqa: E402
 
@@ -45,11 +45,11 @@ def measure(comm: MPI.Comm, row_bytes: int, seconds: float) -> dict[str, float]:
     )
 
     def neighbour_collective() -> None:
-        wait(graph.Ineighbor_alltoallv(message, target), lateness=LATENESS)
+        wait(graph.Ineighbor_alltoallv(message, target), lateness=LATENESS_OF_PEERS)
 
     times = {
         "gather": lambda: neighbours.gather(rows),
-        "exchange": lambda: transfer(comm, source, sent, into, received, rows, lateness=LATENESS),
+        "exchange": lambda: transfer(comm, source, sent, into, received, rows, lateness=LATENESS_OF_PEERS),
         "neighbour_collective": neighbour_collective,
     }
     cost = {name: once(comm, work, seconds / len(times)) for name, work in times.items()}

@@ -83,9 +83,30 @@ class FeedForwardPolicySettings(PolicySettings):
     recurrent_size: Literal[0] = Field(0, description="this method's policies have no memory")
 
 
-class PPOSettings(Settings):
+_ANNEAL_STEPS = Field(
+    None, ge=1, description="steps per agent until they are 0; null: the run's steps, as when it was made"
+)
+
+
+class AnnealedSettings(Settings):
+    """Of learners whose learning rates fall to 0: `anneal`, whether they do, and `anneal_steps`, until when."""
+
     settled: ClassVar[tuple[str, ...]] = ("anneal_steps",)
 
+    def annealed(self, step: int) -> float:
+        """Share of the annealing that is done after that many steps per agent, 0 … 1."""
+        return min(1.0, step / self.anneal_steps)
+
+    def remark(self, section: str, steps: int) -> str | None:
+        if not self.anneal or steps <= self.anneal_steps:
+            return None
+        return (
+            f"from step {self.anneal_steps:,} on, {section}.anneal_steps since the run was made, the learning rate is "
+            "0 and nothing more is learned"
+        )
+
+
+class PPOSettings(AnnealedSettings):
     copies: int = Field(8, ge=1, le=100_000, description="copies of the simulator per agent")
     rollout_length: int = Field(100, ge=1, le=1_000_000, description="steps per copy between two updates")
     sequence_length: int = Field(100, ge=1, description="steps of backpropagation through time; 1 without memory")
@@ -103,9 +124,7 @@ class PPOSettings(Settings):
     anneal: bool = Field(True, description="learning rate falls linearly to 0")
     anneal_clip: bool = Field(False, description="clip falls linearly to 0")
     anneal_entropy: bool = Field(False, description="entropy_coefficient falls linearly to 0")
-    anneal_steps: int | None = Field(
-        None, ge=1, description="steps per agent until they are 0; null: the run's steps, as when it was made"
-    )
+    anneal_steps: int | None = _ANNEAL_STEPS
 
     def check(self, domain) -> None:
         if self.discount == 1 and domain.absorbing_reward:
@@ -118,18 +137,6 @@ class PPOSettings(Settings):
     def rollout_steps(self) -> int:
         """Steps per agent in one rollout, T · B."""
         return self.rollout_length * self.copies
-
-    def annealed(self, step: int) -> float:
-        """Share of the annealing that is done after that many steps per agent, 0 … 1."""
-        return min(1.0, step / self.anneal_steps)
-
-    def remark(self, steps: int) -> str | None:
-        if not self.anneal or steps <= self.anneal_steps:
-            return None
-        return (
-            f"from step {self.anneal_steps:,} on, ppo.anneal_steps since the run was made, the learning rate is 0 and "
-            "nothing more is learned"
-        )
 
     @model_validator(mode="after")
     def _whole_sequences(self):
@@ -146,9 +153,7 @@ class PPOSettings(Settings):
         return self
 
 
-class DPPOSettings(Settings):
-    settled: ClassVar[tuple[str, ...]] = ("anneal_steps",)
-
+class DPPOSettings(AnnealedSettings):
     episodes: int = Field(2, ge=1, le=100_000, description="played side by side, that an update learns from")
     policy_radius: int = Field(1, ge=0, description="hops that an agent sees when it acts")
     critic_radius: int | None = Field(
@@ -170,18 +175,4 @@ class DPPOSettings(Settings):
     max_gradient_norm: float | None = Field(0.5, gt=0, description="per agent and network; null: no limit")
     reward_scale: float = Field(1.0, gt=0, description="factor on rewards in learning; returns are reported unscaled")
     anneal: bool = Field(True, description="learning rates fall linearly to 0")
-    anneal_steps: int | None = Field(
-        None, ge=1, description="steps per agent until they are 0; null: the run's steps, as when it was made"
-    )
-
-    def annealed(self, step: int) -> float:
-        """Share of the annealing that is done after that many steps per agent, 0 … 1."""
-        return min(1.0, step / self.anneal_steps)
-
-    def remark(self, steps: int) -> str | None:
-        if not self.anneal or steps <= self.anneal_steps:
-            return None
-        return (
-            f"from step {self.anneal_steps:,} on, dppo.anneal_steps since the run was made, the learning rates are 0 "
-            "and nothing more is learned"
-        )
+    anneal_steps: int | None = _ANNEAL_STEPS

@@ -4,8 +4,7 @@ import numpy as np
 from mpi4py import MPI
 
 from dials_mpi.parallel.layout import Layout
-from dials_mpi.parallel.neighbours import LATENESS
-from dials_mpi.parallel.waiting import barrier, wait
+from dials_mpi.parallel.waiting import LATENESS_OF_PEERS, barrier, wait
 
 _SCALE = 2.0**32
 
@@ -50,7 +49,7 @@ class ExactMeans:
         if self._owners.size > 1:
             with self._clock("wait"):
                 mine, total = total, np.empty_like(total)
-                wait(self._owners.Iallreduce(mine, total, MPI.SUM), lateness=LATENESS)
+                wait(self._owners.Iallreduce(mine, total, MPI.SUM), lateness=LATENESS_OF_PEERS)
         return (total / (_SCALE * self._n_agents)).astype(np.float32)
 
     def close(self) -> None:

@@ -8,12 +8,8 @@ from mpi4py import MPI
 
 from dials_mpi.parallel.exchange import transfer
 from dials_mpi.parallel.layout import Layout
-from dials_mpi.parallel.waiting import barrier
+from dials_mpi.parallel.waiting import LATENESS_OF_PEERS, barrier
 from dials_mpi.simulators.neighbourhoods import Graph, neighbourhoods
-
-LATENESS = 1 / 4
-"""As of `wait`. Ranks that wait for each other at every step pass their lateness on: with pauses that double, three and
-five of them took two to three times as long for steps of 1 to 2 ms. A barrier before cost them 10 to 30 %."""
 
 
 class Neighbours:
@@ -109,7 +105,7 @@ class Neighbours:
             received = np.empty((sum(plan.received), *item), rows.dtype)
             sent = rows.take(plan.sent_rows, axis=0)
             with self._clock("wait"):
-                transfer(self._comm, sent, plan.sent, received, plan.received, rows, lateness=LATENESS)
+                transfer(self._comm, sent, plan.sent, received, plan.received, rows, lateness=LATENESS_OF_PEERS)
             by_place[plan.foreign_places] = received.take(plan.foreign, axis=0)
         by_place[plan.empty_places] = 0
         return brought
